@@ -1,0 +1,126 @@
+"""Discovery: every public file in ``zoo/models`` is a method or a diagnostic, and nothing else lists them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import PairError, UnknownMethodError, suggest
+from zoo.types import Diagnostic, Method
+
+__all__ = ["Entry", "bibtex", "entries", "get", "names"]
+
+_FIELDS = ("name", "title", "paper", "task")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the list shows of a method without importing it.
+
+    Args:
+        name: Registry name, equal to the file stem.
+        title: One line.
+        paper: BibTeX key.
+        task: Task name.
+        kind: ``method`` or ``diagnostic``.
+        path: The method's file.
+    """
+
+    name: str
+    title: str
+    paper: str
+    task: str
+    kind: str
+    path: Path
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Return an entry for every method file, sorted by name, read from the source without importing it.
+
+    Returns:
+        The entries.
+
+    Raises:
+        PairError: If a method file does not end in a ``METHOD`` or ``DIAGNOSTIC`` with literal fields.
+    """
+    folder = Path(__file__).parent / "models"
+    return tuple(_read(path) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods and diagnostics.
+
+    Returns:
+        Sorted names.
+    """
+    return tuple(entry.name for entry in entries())
+
+
+def get(name: str) -> Method[Any] | Diagnostic[Any]:
+    """Import and return a method or diagnostic by name.
+
+    Args:
+        name: Registry name.
+
+    Returns:
+        The ``METHOD`` or ``DIAGNOSTIC`` of its file.
+
+    Raises:
+        UnknownMethodError: If no such file exists; the text suggests the nearest name.
+    """
+    if name not in names():
+        raise UnknownMethodError(f"method '{name}' is unknown{suggest(name, names())}")
+    module = importlib.import_module(f"zoo.models.{name}")
+    found: Method[Any] | Diagnostic[Any] = getattr(module, "METHOD", None) or module.DIAGNOSTIC
+    return found
+
+
+def bibtex(name: str) -> str:
+    """Return the BibTeX entry in a method's docstring.
+
+    Args:
+        name: Registry name.
+
+    Returns:
+        The entry, dedented.
+
+    Raises:
+        UnknownMethodError: If no such method exists.
+        PairError: If its docstring holds no entry with the method's key.
+    """
+    entry = next((e for e in entries() if e.name == name), None)
+    if entry is None:
+        raise UnknownMethodError(f"method '{name}' is unknown{suggest(name, names())}")
+    text = ast.get_docstring(ast.parse(entry.path.read_text(encoding="utf-8"))) or ""
+    start = re.search(r"@\w+\{" + re.escape(entry.paper) + r"\s*,", text)
+    if start is None:
+        raise PairError(f"{entry.path.name}: no BibTeX entry '{entry.paper}' in the docstring")
+    depth = 0
+    for i in range(start.start(), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if text[i] == "}" and depth == 0:
+            return "\n".join(line.strip() if k == 0 else line for k, line in enumerate(text[start.start() : i + 1].splitlines()))
+    raise PairError(f"{entry.path.name}: the BibTeX entry '{entry.paper}' is not closed")
+
+
+def _read(path: Path) -> Entry:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        kind = next((t.id for t in targets if isinstance(t, ast.Name) and t.id in ("METHOD", "DIAGNOSTIC")), None)
+        value = getattr(node, "value", None)
+        if kind is None or not isinstance(value, ast.Call):
+            continue
+        found = {k.arg: k.value.value for k in value.keywords if k.arg in _FIELDS and isinstance(k.value, ast.Constant)}
+        missing = [f for f in _FIELDS if not isinstance(found.get(f), str)]
+        if missing:
+            raise PairError(f"{path.name}: {', '.join(missing)} of {kind} must be literal strings")
+        if found["name"] != path.stem:
+            raise PairError(f"{path.name}: {kind}.name is '{found['name']}'; it must equal the file stem '{path.stem}'")
+        return Entry(**{f: str(found[f]) for f in _FIELDS}, kind=kind.lower(), path=path)
+    raise PairError(f"{path.name}: a public file in zoo/models must define METHOD or DIAGNOSTIC")
