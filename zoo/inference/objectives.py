@@ -1,0 +1,121 @@
+"""Objectives as data, turned into Pyro's estimators and into losses with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from zoo.types import Alternating, Batch, Elbo, Loss, Objective
+
+__all__ = ["KLWeight", "loss_and_grads", "losses_of", "to_pyro"]
+
+
+def to_pyro(elbo: Elbo) -> ELBO:
+    """Return Pyro's estimator for an objective, for use in a plain ``SVI`` loop too.
+
+    Args:
+        elbo: The objective.
+
+    Returns:
+        An instance of the matching subclass of :class:`pyro.infer.ELBO`.
+    """
+    nesting = float("inf") if elbo.max_plate_nesting is None else elbo.max_plate_nesting
+    shared: dict[str, Any] = {
+        "num_particles": elbo.num_particles,
+        "vectorize_particles": elbo.vectorize_particles,
+        "max_plate_nesting": nesting,
+    }
+    if elbo.estimator == "renyi":
+        return RenyiELBO(alpha=elbo.alpha, **shared)
+    kinds = {
+        "trace": Trace_ELBO,
+        "mean_field": TraceMeanField_ELBO,
+        "graph": TraceGraph_ELBO,
+        "enum": TraceEnum_ELBO,
+    }
+    return kinds[elbo.estimator](**shared)
+
+
+def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:
+    """Return the objective as a tuple of named losses.
+
+    Args:
+        objective: Of a pair, or one of Pyro's estimators.
+
+    Returns:
+        One loss named ``elbo`` that trains everything, or the losses of :class:`~zoo.types.Alternating`.
+    """
+    if isinstance(objective, Alternating):
+        return objective.losses
+    return (Loss(name="elbo", function=objective),)
+
+
+class KLWeight(Messenger):  # type: ignore[misc]
+    """Scale every latent term of model and guide: the weight of the KL divergence during warm-up.
+
+    Args:
+        weight: A scalar tensor, so that it may change between steps of one graph.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not isinstance(msg["fn"], _Subsample):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def loss_and_grads(
+    function: ELBO | Callable[..., Tensor],
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    leaves: Sequence[Tensor],
+    batch: Batch,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Evaluate one loss and its gradient with respect to the leaves, inside a bound layout.
+
+    Args:
+        function: Pyro's estimator, or ``function(model, guide, batch)`` -> scalar tensor.
+        model: The model.
+        guide: The guide.
+        leaves: Tensors that require gradients.
+        batch: The batch.
+        weight: Weight of the latent terms; ``None`` is one.
+
+    Returns:
+        The loss, detached, and one gradient per leaf (zeros where the loss does not depend on it).
+    """
+    if weight is not None:
+        model, guide = _weighted(model, weight), _weighted(guide, weight)
+    for leaf in leaves:
+        leaf.grad = None
+    if isinstance(function, ELBO):
+        loss = function.loss_and_grads(model, guide, batch)
+    else:
+        value = function(model, guide, batch)
+        value.backward()
+        loss = value
+    loss = torch.as_tensor(loss, dtype=leaves[0].dtype if leaves else None).detach()
+    grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    for leaf in leaves:
+        leaf.grad = None
+    return loss, grads
+
+
+def _weighted(program: Callable[..., Any] | None, weight: Tensor) -> Any:
+    if program is None:
+        return None
+
+    def run(batch: Batch) -> Any:
+        with KLWeight(weight):
+            return program(batch)
+
+    return run

@@ -1,0 +1,431 @@
+r"""A Pyro program as one pure function, traced whole and compiled.
+
+Pyro keeps parameters in a process-wide store, and modules keep theirs in attributes. :class:`Layout` lists what a pair
+reads and writes, and :meth:`Layout.bind` runs it with *given* values in their place, so that the program becomes a
+function of its inputs. :func:`compile_function` records that function once with
+:func:`torch.fx.experimental.proxy_tensor.make_fx` and hands the flat graph to :func:`torch.compile`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import shutil
+import sys
+import sysconfig
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from zoo.errors import PairError
+
+__all__ = ["LOCK", "Layout", "Program", "compile_function", "discover", "no_compiler", "pyro_world", "stream"]
+
+# Pyro's handler stack, parameter store and validation switches are process-wide: whoever touches them holds this lock.
+LOCK = threading.RLock()
+
+
+# ------------------------------------------------------------------------------------------- the outside world
+@contextmanager
+def pyro_world(
+    *, dtype: torch.dtype | None = None, device: str | torch.device | None = None, validate: bool = False
+) -> Iterator[None]:
+    """Hold the lock, and set Pyro's validation and torch's defaults, all restored on exit.
+
+    Args:
+        dtype: Default floating-point type inside.
+        device: Default device inside.
+        validate: Whether Pyro checks shapes, supports and plates inside.
+
+    Yields:
+        Nothing.
+    """
+    with LOCK:
+        before = torch.get_default_dtype()
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
+        try:
+            on_device = torch.device(device) if device is not None else torch.device("cpu")
+            with pyro.validation_enabled(validate), poutine.block():
+                if on_device.type == "cpu":
+                    yield
+                else:
+                    with on_device:
+                        yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
+def stream(state: dict[str, Tensor]) -> Iterator[None]:
+    """Swap in one fit's random numbers; on exit ``state`` holds where they stopped, and the caller's go on as before.
+
+    Args:
+        state: ``{"cpu": ...}`` and, with a GPU, ``{"cuda": ...}``, as of :func:`torch.get_rng_state`. Updated.
+
+    Yields:
+        Nothing.
+    """
+    cuda = "cuda" in state
+    before = torch.get_rng_state()
+    before_cuda = torch.cuda.get_rng_state() if cuda else None
+    torch.set_rng_state(state["cpu"])
+    if cuda:
+        torch.cuda.set_rng_state(state["cuda"])
+    try:
+        yield
+    finally:
+        state["cpu"] = torch.get_rng_state()
+        torch.set_rng_state(before)
+        if cuda:
+            state["cuda"] = torch.cuda.get_rng_state()
+            torch.cuda.set_rng_state(before_cuda)  # type: ignore[arg-type]
+
+
+def seeded(seed: int, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Return the random state of a fresh stream.
+
+    Args:
+        seed: Any integer from 0 to 2**63 - 1.
+        device: With a CUDA device, its stream is made too.
+
+    Returns:
+        A state for :func:`stream`.
+    """
+    state = {"cpu": torch.Generator().manual_seed(seed).get_state()}
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.Generator(device).manual_seed(seed).get_state()
+    return state
+
+
+# --------------------------------------------------------------------------------------- what tracing asks for
+class _Bound(TorchFunctionMode):
+    """Put given values in the place of closed-over tensors; while tracing, keep Pyro's own checks from reading numbers.
+
+    Pyro reads numbers out of tensors in few places, none of which decides what is computed: the reported loss
+    (``torch_item``), NaN warnings, a guard in ``Dice.compute_expectation`` and a scale check for enumeration. They are
+    recognised by the calling frame, so a model's own ``.item()`` still raises, and is reported.
+    """
+
+    def __init__(self, values: Mapping[int, Tensor], *, tracing: bool) -> None:
+        super().__init__()
+        self.values = values
+        self.tracing = tracing
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.values:
+            args = tuple(self._swap(a) for a in args)
+            if kwargs:
+                kwargs = {k: self._swap(v) for k, v in kwargs.items()}
+        if self.tracing and func in _NUMBERS:
+            code = sys._getframe(1).f_code
+            if "pyro" in code.co_filename:
+                answer = _answer(func, code.co_name, args)
+                if answer is not NotImplemented:
+                    return answer
+        return func(*args, **kwargs)
+
+    def _swap(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.values.get(id(value), value)
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            swapped = [self.values.get(id(v), v) if isinstance(v, Tensor) else v for v in value]
+            return type(value)(swapped) if type(value) in (list, tuple) else value
+        return value
+
+
+_NUMBERS = {torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.masked_select}
+
+
+def _answer(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
+    """Answer what a function of Pyro's named ``caller`` asks of a traced tensor, or NotImplemented."""
+    if func is torch.Tensor.item:
+        return args[0].detach()
+    if func is torch.Tensor.__bool__ and caller in ("warn_if_nan", "compute_expectation"):
+        return False
+    if func is torch.Tensor.masked_select and caller == "compute_expectation":
+        # Terms of probability zero may be infinite; Pyro leaves them out of the sum, here they become zero.
+        return torch.where(args[1], args[0], torch.zeros((), dtype=args[0].dtype, device=args[0].device))
+    if func is torch.Tensor.__float__ and caller == "_get_common_scale":
+        return float(id(args[0]))  # Pyro's comment: a cheap comparison by identity
+    return NotImplemented
+
+
+class LastSite(Messenger):  # type: ignore[misc]
+    """Remember the name of the last site seen, to name it when something goes wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.name = str(msg["name"])
+
+    def _pyro_param(self, msg: Any) -> None:
+        self.name = str(msg["name"])
+
+
+# ----------------------------------------------------------------------------------------------------- layout
+@dataclass
+class Layout:
+    """What a Pyro program reads and writes besides its batch.
+
+    Args:
+        names: Parameters of the store, in order of first use.
+        values: Their initial unconstrained values.
+        constraints: Their constraints.
+        aliases: The tensors that stood in the store at discovery. A module's parameters are among them, so that a
+            closed-over module reads the bound values too.
+        modules: Modules that the program closes over.
+        buffers: Name -> (module, key) of every buffer that a run writes (batch statistics).
+        buffer_values: Their initial values.
+    """
+
+    names: tuple[str, ...]
+    values: dict[str, Tensor]
+    constraints: dict[str, Any]
+    aliases: dict[str, Tensor]
+    modules: tuple[nn.Module, ...] = ()
+    buffers: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    buffer_values: dict[str, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def bind(
+        self, values: Sequence[Tensor], buffers: Sequence[Tensor] = (), *, tracing: bool = False
+    ) -> Iterator[None]:
+        """Run a block with these unconstrained values and buffers in the place of the program's own.
+
+        Args:
+            values: One leaf per name; gradients accumulate on them.
+            buffers: One tensor per buffer, changed in place by the program.
+            tracing: Whether :func:`make_fx` is recording.
+
+        Yields:
+            Nothing.
+        """
+        swap = {id(self.aliases[n]): v for n, v in zip(self.names, values, strict=True)}
+        for (module, key), value in zip(self.buffers.values(), buffers, strict=True):
+            swap[id(module._buffers[key])] = value
+        for value in values:
+            value._is_param = True  # type: ignore[attr-defined]  # PyroModule keeps what it takes for a Parameter
+        state = {"params": dict(zip(self.names, values, strict=True)), "constraints": dict(self.constraints)}
+        saved = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules]
+        try:
+            with pyro.get_param_store().scope(state), _Bound(swap, tracing=tracing):
+                yield
+        finally:
+            for module, own, kept in saved:
+                module._parameters.update(own)
+                module._buffers.update(kept)
+
+    def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map unconstrained values to the constrained ones that ``pyro.param`` returns.
+
+        Args:
+            values: Name -> unconstrained value.
+
+        Returns:
+            Name -> constrained value, detached.
+        """
+        from torch.distributions import transform_to
+
+        return {n: transform_to(self.constraints[n])(v.detach()) for n, v in values.items()}
+
+
+def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dtype, device: Any) -> Layout:
+    """Run a program once in an empty store and list what it reads and writes.
+
+    Args:
+        run: Runs the program; called once, with the caller's random stream.
+        closures: Callables in whose closures modules are looked for.
+        dtype: Type that every floating-point parameter is turned into.
+        device: Where the values shall live.
+
+    Returns:
+        The layout, with initial values; module buffers are left as they were.
+
+    Raises:
+        PairError: If a parameter is not of a floating-point type.
+    """
+    modules = tuple(_modules(closures))
+    before = {(id(m), k): (b, b._version, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
+    store = pyro.get_param_store()
+    with store.scope({"params": {}, "constraints": {}}):
+        run()
+        state = store.get_state()
+        aliases = dict(state["params"])
+        kept = {n: _stateless(c) for n, c in state["constraints"].items()}
+    buffers: dict[str, tuple[nn.Module, str]] = {}
+    buffer_values: dict[str, Tensor] = {}
+    for i, module in enumerate(modules):
+        for key, buffer in module._buffers.items():
+            old = before.get((id(module), key))
+            if buffer is None or old is None or (buffer is old[0] and buffer._version == old[1]):
+                continue
+            name = f"{i}.{key}"
+            with torch.no_grad():
+                old[0].copy_(old[2])
+            module._buffers[key] = old[0]
+            buffers[name], buffer_values[name] = (module, key), old[2].to(device)
+    wrong = [n for n, p in aliases.items() if not p.is_floating_point()]
+    if wrong:
+        raise PairError(f"parameter '{wrong[0]}' is {aliases[wrong[0]].dtype}; parameters must be floating point")
+    return Layout(
+        names=tuple(aliases),
+        values={n: p.detach().to(device=device, dtype=dtype, copy=True) for n, p in aliases.items()},
+        constraints=kept,
+        aliases=aliases,
+        modules=tuple(_modules(closures)),
+        buffers=buffers,
+        buffer_values=buffer_values,
+    )
+
+
+def _stateless(constraint: Any) -> Any:
+    return constraints.real if isinstance(constraint, type(constraints.real)) else constraint
+
+
+def _modules(roots: Iterable[Any]) -> Iterator[nn.Module]:
+    """Yield every module that the callables close over, each once."""
+    seen: set[int] = set()
+    todo = list(roots)
+    while todo:
+        item = todo.pop()
+        if item is None or id(item) in seen or isinstance(item, type | types.ModuleType | str | int | float | Tensor):
+            continue
+        seen.add(id(item))
+        if isinstance(item, nn.Module):
+            for module in item.modules():
+                if id(module) not in seen or module is item:
+                    seen.add(id(module))
+                    yield module
+        elif isinstance(item, functools.partial):
+            todo += [item.func, *item.args, *item.keywords.values()]
+        elif isinstance(item, Mapping):
+            todo += list(item.values())
+        elif isinstance(item, list | tuple):
+            todo += list(item)
+        elif inspect.ismethod(item):
+            todo += [item.__self__, item.__func__]
+        elif inspect.isfunction(item):
+            todo += [c.cell_contents for c in item.__closure__ or () if _filled(c)]
+            if hasattr(item, "__wrapped__"):
+                todo.append(item.__wrapped__)
+        elif isinstance(item, Messenger) or (callable(item) and hasattr(item, "__dict__")):
+            todo += list(vars(item).values())
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------- compile
+@dataclass
+class Program:
+    """A function of tensors, compiled where that is possible.
+
+    Args:
+        call: ``call(*tensors)`` -> tuple of tensors.
+        reason: Why it runs eagerly; empty if it is compiled.
+        nodes: Size of the traced graph.
+    """
+
+    call: Callable[..., Any]
+    reason: str = ""
+    nodes: int = 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled graph runs."""
+        return not self.reason
+
+
+@functools.cache
+def no_compiler() -> str:
+    """Return why nothing can be compiled on this machine, or an empty string.
+
+    Returns:
+        The reason in one clause.
+    """
+    named = os.environ.get("CXX", "").split()
+    candidates = named[:1] or ["g++", "clang++", "cl"]
+    if not any(shutil.which(c) for c in candidates):
+        return f"no C++ compiler is installed (looked for {', '.join(candidates)})"
+    if sys.platform != "win32" and not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "the Python headers (Python.h) are not installed"
+    return ""
+
+
+def compile_function(
+    function: Callable[..., Any],
+    example: Sequence[Tensor],
+    *,
+    eager: Callable[..., Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Program:
+    """Trace a function of tensors to one flat graph and compile it; on any failure return it eager, with the reason.
+
+    The function's random numbers, when compiled, are those of the eager run (``fallback_random``).
+
+    Args:
+        function: ``function(*tensors)`` -> tuple of tensors, safe to trace.
+        example: Inputs of the shapes, dtypes and devices that will be used.
+        eager: What runs when the graph cannot; ``function`` if ``None``.
+        options: Further options of the inductor backend.
+
+    Returns:
+        The program.
+    """
+    eager = eager or function
+    reason = no_compiler()
+    if reason:
+        return Program(eager, reason)
+    site = LastSite()
+    rng = torch.get_rng_state()
+    try:
+        with site:
+            graph = make_fx(function)(*example)
+    except Exception as error:
+        where = f" at site '{site.name}'" if site.name else ""
+        return Program(eager, f"cannot be traced{where}: {_first_line(error)}")
+    finally:
+        torch.set_rng_state(rng)
+    # Tracing wrote Python frames into every node; thousands of them only slow the compiler down.
+    for node in graph.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True, **(options or {})})
+    try:
+        compiled(*[t.clone() for t in example])
+    except Exception as error:
+        return Program(eager, f"cannot be compiled: {_first_line(error)}", len(graph.graph.nodes))
+    finally:
+        torch.set_rng_state(rng)
+    return Program(compiled, "", len(graph.graph.nodes))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[0].strip() if lines else ""
+    return f"{type(error).__name__}: {text[:300]}"
