@@ -1,0 +1,276 @@
+"""Tables and arrays as users have them, read into one raw form; nothing here is ever unpickled."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from zoo.datasets.splits import TEST, TRAIN, VALIDATION
+from zoo.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    Table: TypeAlias = str | Path | pd.DataFrame | Mapping[str, Any]
+
+__all__ = ["Raw", "open_table"]
+
+_ALLOWED = ".csv, .csv.gz, .tsv, .tsv.gz, .npz, .parquet"
+_PARTS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION, "test": TEST}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """What was read, before any value is changed.
+
+    Args:
+        name: Stem of the file, or ``data``.
+        frame: Named columns, one line per row.
+        images: ``(rows, channels, height, width)``, when the entry ``x`` held images; else ``None``.
+        parts: Split of each row where the source says it (``x_train``, ``x_test``); else ``None``.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    images: NDArray[Any] | None = None
+    parts: NDArray[np.int8] | None = None
+
+
+def open_table(source: Table) -> Raw:
+    """Read a file, a data frame or a mapping of arrays.
+
+    Args:
+        source: Path to a ``.csv``, ``.tsv`` (both also ``.gz``), ``.npz`` or ``.parquet`` file; a
+            :class:`pandas.DataFrame`; or a mapping from names to tensors, arrays or lists. An array of shape
+            ``(rows, d)`` becomes the columns ``name0``, ``name1``, ...; an array ``x`` of shape
+            ``(rows, height, width)`` or ``(rows, channels, height, width)`` holds images. Entries named ``*_train``,
+            ``*_validation`` and ``*_test`` carry their own split.
+
+    Returns:
+        The raw table.
+
+    Raises:
+        DataError: If there is no such file, its format is unknown or broken, it has no rows, a column name occurs
+            twice, or the arrays do not fit each other.
+    """
+    if isinstance(source, str | Path):
+        raw = _from_path(Path(source))
+    elif isinstance(source, pd.DataFrame):
+        raw = Raw(name="data", frame=source.reset_index(drop=True).rename(columns=str))
+    elif isinstance(source, Mapping):
+        raw = _from_arrays("data", source)
+    else:
+        raise DataError(f"data of type {type(source).__name__}; give a path, a pandas DataFrame or a mapping of arrays")
+    _refuse_duplicates(raw.name, list(raw.frame.columns))
+    raw = replace(raw, frame=raw.frame.infer_objects())
+    if len(raw.frame) == 0 and raw.images is None:
+        raise DataError(f"'{raw.name}' has column names but no rows")
+    return raw
+
+
+def _from_path(path: Path) -> Raw:
+    if not path.exists():
+        raise DataError(f"file '{path}' does not exist")
+    if not path.is_file():
+        raise DataError(f"'{path}' is a folder; give a file ({_ALLOWED})")
+    name = path.name.lower()
+    stem = path.name.split(".")[0] or "data"
+    if path.stat().st_size == 0:
+        raise DataError(f"file '{path}' is empty")
+    if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        return Raw(name=stem, frame=_read_csv(path))
+    if name.endswith(".npz"):
+        return _from_arrays(stem, _read_npz(path))
+    if name.endswith(".parquet"):
+        return Raw(name=stem, frame=_read_parquet(path))
+    raise DataError(f"file '{path}' is of an unknown kind; allowed: {_ALLOWED}")
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"file '{path}' is not a whole gzip file: {_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"file '{path}' is not text in UTF-8 (byte {error.start}); save it as a UTF-8 CSV") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise DataError(f"file '{path}' is empty")
+    separator = max(",;\t", key=first.count)
+    header = [name.strip() for name in next(csv.reader([first], delimiter=separator))]
+    if all(_is_number(name) for name in header):
+        raise DataError(f"file '{path}' begins with numbers; its first line must name the columns")
+    _refuse_duplicates(path.name, [name for name in header if name])
+    try:
+        frame = pd.read_csv(io.StringIO(text), sep=separator, skipinitialspace=True, low_memory=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        raise DataError(f"file '{path}' is not a table: {_line(error)}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"file '{path}' has rows with more fields than its {len(header)} column names")
+    frame.columns = [str(name).strip() for name in frame.columns]
+    return _drop_row_numbers(frame, header)
+
+
+# A first column without a name that counts the rows is what `DataFrame.to_csv` adds; it is no feature.
+def _drop_row_numbers(frame: pd.DataFrame, header: list[str]) -> pd.DataFrame:
+    if header[0] or len(header) == 1 or len(frame) == 0:
+        return frame
+    values = frame.iloc[:, 0]
+    if not pd.api.types.is_integer_dtype(values) or not (np.diff(values.to_numpy()) == 1).all():
+        return frame
+    warnings.warn("the first column has no name and counts the rows; it is dropped", stacklevel=2)
+    return frame.iloc[:, 1:]
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "tables", "reading Parquet") from error
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"file '{path}' is not a Parquet file: {_line(error)}") from error
+    _refuse_duplicates(path.name, table.column_names)
+    return table.to_pandas().reset_index(drop=True).rename(columns=str)
+
+
+# ------------------------------------------------------------------------------------------------------ arrays
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"file '{path}' is not an NPZ archive, whatever its name says; write it with numpy.savez")
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in archive.files:
+                arrays[name] = archive[name]
+                if not isinstance(arrays[name], np.ndarray):
+                    raise DataError(f"file '{path}': member '{name}' is not an array; write it with numpy.savez")
+    except DataError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error).lower():
+            raise DataError(
+                f"file '{path}': entry '{name}' is a pickled object, which is never read; "
+                "save numbers or fixed-width text"
+            ) from error
+        raise DataError(f"file '{path}' is a damaged NPZ archive: {_line(error)}") from error
+    if not arrays:
+        raise DataError(f"file '{path}' holds no arrays")
+    return arrays
+
+
+def _from_arrays(name: str, entries: Mapping[str, Any]) -> Raw:
+    if not entries:
+        raise DataError("the mapping is empty; give at least a feature and a target, e.g. {'x': ..., 'y': ...}")
+    arrays = {str(key): _as_array(str(key), value) for key, value in entries.items()}
+    arrays, parts = _join_parts(arrays)
+    lengths = {key: len(array) for key, array in arrays.items()}
+    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+    if lengths[longest] != lengths[shortest]:
+        raise DataError(
+            f"entries '{longest}' ({lengths[longest]} rows) and '{shortest}' ({lengths[shortest]} rows) "
+            "differ in length"
+        )
+    images = None
+    columns: dict[str, NDArray[Any]] = {}
+    names: list[str] = []
+    for key, array in arrays.items():
+        if array.ndim > 2:
+            if key != "x" or array.ndim > 4:
+                raise DataError(
+                    f"entry '{key}' has shape {array.shape}; allowed: (rows,), (rows, d), and for images in 'x' "
+                    "(rows, height, width) or (rows, channels, height, width)"
+                )
+            images = array[:, None] if array.ndim == 3 else array
+            continue
+        flat = array.reshape(len(array), -1)
+        wide = array.ndim == 2 and array.shape[1] > 1
+        for j in range(flat.shape[1]):
+            names.append(f"{key}{j}" if wide else key)
+            columns[names[-1]] = flat[:, j]
+    _refuse_duplicates(name, names)
+    return Raw(name=name, frame=pd.DataFrame(columns), images=images, parts=parts)
+
+
+def _as_array(name: str, value: Any) -> NDArray[Any]:
+    detach = getattr(value, "detach", None)
+    if detach is not None:
+        value = detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    try:
+        array: NDArray[Any] = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"entry '{name}' is not a regular array: {_line(error)}") from error
+    if array.ndim == 0:
+        raise DataError(f"entry '{name}' is a single value; an array with one entry per row was expected")
+    if array.dtype.kind == "c":
+        raise DataError(f"entry '{name}' holds complex numbers; give real and imaginary parts as two columns")
+    return array
+
+
+def _join_parts(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int8] | None]:
+    found: dict[int, dict[str, NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        match = re.fullmatch(r"(.+)_(train|validation|valid|val|test)", key)
+        if match is None:
+            return arrays, None
+        found.setdefault(_PARTS[match[2]], {})[match[1]] = array
+    if TRAIN not in found:
+        return arrays, None
+    bases = list(found[TRAIN])
+    for group in found.values():
+        if set(group) != set(bases):
+            raise DataError(
+                f"the splits differ in their entries: {sorted(bases)} for training, {sorted(group)} in another"
+            )
+        for base in bases:
+            if group[base].shape[1:] != found[TRAIN][base].shape[1:]:
+                raise DataError(
+                    f"entry '{base}' has rows of shape {found[TRAIN][base].shape[1:]} for training "
+                    f"and {group[base].shape[1:]} in another split"
+                )
+            if len(group[base]) != len(group[bases[0]]):
+                raise DataError(
+                    f"entries '{bases[0]}' ({len(group[bases[0]])} rows) and '{base}' ({len(group[base])} rows) "
+                    "of one split differ in length"
+                )
+    order = sorted(found)
+    joined = {base: np.concatenate([found[part][base] for part in order]) for base in bases}
+    parts = np.concatenate([np.full(len(found[part][bases[0]]), part, dtype=np.int8) for part in order])
+    return joined, parts
+
+
+# ------------------------------------------------------------------------------------------------------- small
+def _refuse_duplicates(name: str, columns: list[str]) -> None:
+    twice = (
+        sorted({column for column in columns if columns.count(column) > 1}) if len(set(columns)) < len(columns) else []
+    )
+    if twice:
+        raise DataError(f"'{name}' names these columns more than once: {', '.join(twice)}; rename or remove them")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

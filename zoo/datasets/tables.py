@@ -1,0 +1,385 @@
+"""One way from a table, or images, to a data set: split, check, encode, standardise."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from zoo.datasets.files import Raw, open_table
+from zoo.datasets.splits import TEST, TRAIN, VALIDATION, hold_out, partition
+from zoo.errors import DataError, UnknownNameError, suggest
+from zoo.types import Batch, Column, Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoo.datasets.files import Table
+
+__all__ = ["MAX_CATEGORIES", "encode", "read"]
+
+MAX_CATEGORIES = 1_000
+_MAX_INFERRED_CLASSES = 20
+_TASKS = ("classification", "regression")
+
+
+def read(
+    source: Table,
+    target: str | None = None,
+    *,
+    name: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    task: str | None = None,
+    drop: Sequence[str] = (),
+) -> Dataset:
+    r"""Read the user's own data into a data set.
+
+    Every batch holds ``x`` (float32, ``(rows, features)``), ``y`` and ``index``. Features are standardised with the
+    mean and the standard deviation of the training rows; so is the target of a regression (float32). A classification
+    target becomes codes (int64, ``0 .. num_classes - 1``) of its sorted labels. A column of text becomes 0/1
+    indicators, one per category but the first (the reference), named ``column=category`` and standardised like every
+    feature; the :class:`~zoo.types.Column` records mean and scale, so that coefficients can be told in the user's
+    units. A column with one value in all training rows is dropped with a warning. Images (``x`` of three or four
+    dimensions) are flattened; 8-bit ones are divided by 255 and nothing is standardised.
+
+    The split is seeded, stratified by class for a classification, and keeps the order of the rows within each split.
+    Entries named ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``*_validation``) keep the split they came with.
+
+    Args:
+        source: Path to a CSV, NPZ or Parquet file; a data frame; or a mapping of tensors or arrays.
+        target: Column to predict; may be left out where there is a column ``y``.
+        name: Name of the data set; by default the stem of the file.
+        validation: Fraction of the rows, or number of rows, for validation; 0 for none.
+        test: Likewise for testing.
+        seed: Of the split.
+        task: ``classification`` or ``regression``. By default text, booleans and at most
+            :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean classification.
+        drop: Columns to leave out, such as an identifier.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If the file cannot be read as its name says, a value is missing or not finite, the target does not
+            suit the task, or too little is left to learn from.
+        UnknownNameError: If the target, a dropped column or the task is unknown.
+    """
+    raw = open_table(source)
+    if task is not None and task not in _TASKS:
+        raise UnknownNameError(f"task '{task}' cannot be read from a table{suggest(task, _TASKS)}")
+    columns = list(raw.frame.columns)
+    for column in drop:
+        if column not in columns:
+            raise UnknownNameError(f"column '{column}' to drop is unknown{_choices(column, columns)}")
+    raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
+    target = _target_name(raw, target)
+    _refuse_missing(raw.frame)
+    labels = raw.frame[target]
+    task = task or _infer_task(labels)
+    y, column = (
+        _encode_labels(labels) if task == "classification" else (_numbers(labels, "target"), Column(name=target))
+    )
+    strata = y if task == "classification" else None
+    if raw.parts is None:
+        parts = partition(len(y), validation=validation, test=test, seed=seed, labels=strata)
+    else:
+        parts = hold_out(raw.parts, validation=validation, seed=seed, labels=strata)
+    if task == "regression":
+        y, column = _standardise_target(y, column, parts)
+    if raw.images is None:
+        x, features = _encode_features(raw.frame.drop(columns=target), parts)
+        extra: dict[str, Any] = {}
+    else:
+        if len(raw.frame.columns) > 1:
+            others = ", ".join(c for c in raw.frame.columns if c != target)
+            raise DataError(f"images come with a target alone; remove the entries {others}")
+        x, features = _encode_images(raw.images)
+        extra = {"image_shape": tuple(int(n) for n in raw.images.shape[1:])}
+    coords: dict[str, Any] = {"feature": tuple(f.name for f in features)}
+    if column.categories is not None:
+        extra["num_classes"] = len(column.categories)
+        coords["class"] = column.categories
+    batches = {part: _batch(x, y, parts == part) for part in (TRAIN, VALIDATION, TEST)}
+    return Dataset(
+        name=name or raw.name,
+        task=task,
+        train=batches[TRAIN],
+        validation=batches[VALIDATION] if len(batches[VALIDATION]["index"]) else None,
+        test=batches[TEST] if len(batches[TEST]["index"]) else None,
+        columns=features,
+        target=column,
+        dims={"x": ("datum", "feature"), "y": ("datum",)},
+        coords=coords,
+        extra=extra,
+    )
+
+
+def encode(dataset: Dataset, table: Table) -> Batch:
+    """Encode new rows as the training rows of a data set were, for prediction.
+
+    Args:
+        dataset: Data set made by :func:`read` or :func:`load` from a table or images.
+        table: New rows in any form that :func:`read` takes. Columns that the data set does not know are ignored.
+
+    Returns:
+        Batch with ``x`` and ``index``, and ``y`` where the table has the target (a target without any value is left
+        out).
+
+    Raises:
+        DataError: If the data set is no table, a value is missing or not finite, a category was not seen in training,
+            or images have another shape; :class:`~zoo.errors.UnknownNameError` if a column is missing.
+    """
+    if not dataset.columns:
+        raise DataError(f"data set '{dataset.name}' is not a table of features; give the batch itself")
+    raw = open_table(table)
+    shape = dataset.extra.get("image_shape")
+    if shape is not None:
+        if raw.images is None or tuple(raw.images.shape[1:]) != tuple(shape):
+            found = "no images" if raw.images is None else f"images of shape {tuple(raw.images.shape[1:])}"
+            raise DataError(f"entry 'x' holds {found}; data set '{dataset.name}' has images of shape {tuple(shape)}")
+        x, _ = _encode_images(raw.images)
+    else:
+        x = _apply_columns(dataset, raw.frame)
+    batch = {"x": _tensor(x), "index": torch.arange(len(x))}
+    if dataset.target is not None and dataset.target.name in raw.frame and raw.frame[dataset.target.name].notna().any():
+        series = raw.frame[dataset.target.name]
+        _refuse_missing(raw.frame[[dataset.target.name]])
+        if dataset.target.categories is None:
+            batch["y"] = _tensor((_numbers(series, "target") - dataset.target.mean) / dataset.target.scale)
+        else:
+            batch["y"] = torch.as_tensor(_codes(series, dataset.target.categories))
+    return batch
+
+
+# ----------------------------------------------------------------------------------------------------- target
+def _choices(name: str, columns: Sequence[str]) -> str:
+    shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
+    near = suggest(name, columns)
+    return near if near.startswith("; known") else f"{near} (columns: {shown})"
+
+
+def _target_name(raw: Raw, target: str | None) -> str:
+    columns = list(raw.frame.columns)
+    if target is None:
+        if "y" in columns:
+            return "y"
+        raise UnknownNameError(f"no target was given and there is no column 'y'; name one of {', '.join(columns[:20])}")
+    if target in columns:
+        return target
+    if f"{target}0" in columns and f"{target}1" in columns:
+        raise DataError(f"target '{target}' has several columns; one value per row was expected")
+    raise UnknownNameError(f"target column '{target}' is unknown{_choices(target, columns)}")
+
+
+def _infer_task(series: pd.Series) -> str:
+    if _is_text(series) or pd.api.types.is_bool_dtype(series):
+        return "classification"
+    values = _numbers(series, "target")
+    distinct = len(np.unique(values))
+    few = distinct <= min(_MAX_INFERRED_CLASSES, max(2.0, math.sqrt(len(values))))
+    return "classification" if few and (values == np.round(values)).all() else "regression"
+
+
+def _encode_target(series: pd.Series, task: str) -> tuple[NDArray[Any], Column]:
+    if task == "regression":
+        return _numbers(series, "target"), Column(name=str(series.name))
+    text = _label_text(series)
+    if _is_text(series) or pd.api.types.is_bool_dtype(series):
+        labels = sorted(set(text))
+    else:
+        labels = sorted(set(text), key=float)
+    if len(labels) < 2:
+        raise DataError(
+            f"target '{series.name}' has one class only ('{labels[0]}'); a classification needs two or more"
+        )
+    if len(labels) > MAX_CATEGORIES or len(labels) > max(2, len(text) / 2):
+        raise DataError(
+            f"target '{series.name}' has {len(labels)} distinct values in {len(text)} rows, too many for classes; "
+            "use task='regression' for a number"
+        )
+    return _codes(series, tuple(labels)), Column(name=str(series.name), categories=tuple(labels))
+
+
+def _standardise_target(y: NDArray[Any], column: Column, parts: NDArray[np.int8]) -> tuple[NDArray[Any], Column]:
+    train = y[parts == TRAIN]
+    if train.max() == train.min():
+        raise DataError(
+            f"target '{column.name}' has the one value {train[0]:g} in all training rows; there is nothing to learn"
+        )
+    column = replace(column, mean=float(train.mean()), scale=float(train.std()))
+    return (y - column.mean) / column.scale, column
+
+
+# --------------------------------------------------------------------------------------------------- features
+def _encode_features(frame: pd.DataFrame, parts: NDArray[np.int8]) -> tuple[NDArray[Any], tuple[Column, ...]]:
+    train = parts == TRAIN
+    values: list[NDArray[Any]] = []
+    columns: list[Column] = []
+    constant: list[str] = []
+    for name in frame.columns:
+        categories = _categories(frame[name]) if _is_text(frame[name]) else None
+        raw = _raw_features(frame[name], categories)
+        if not raw:
+            constant.append(name)
+        for feature, value in raw.items():
+            seen = value[train]
+            if seen.max() == seen.min():
+                constant.append(feature)
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, scale = float(seen.mean()), float(seen.std())
+                standard = (value - mean) / scale
+            if not np.isfinite(standard.astype(np.float32)).all() or not math.isfinite(scale):
+                raise DataError(f"column '{name}' spans too wide a range (up to {np.abs(value).max():g}); rescale it")
+            values.append(standard)
+            columns.append(Column(name=feature, mean=mean, scale=scale, categories=categories, source=name))
+    if constant:
+        warnings.warn(f"dropped, as they have one value in all training rows: {', '.join(constant)}", stacklevel=3)
+    if not columns:
+        raise DataError("no feature is left besides the target; give at least one column that varies")
+    _refuse_twins(columns)
+    return np.stack(values, axis=1), tuple(columns)
+
+
+def _apply_columns(dataset: Dataset, frame: pd.DataFrame) -> NDArray[Any]:
+    sources = list(dict.fromkeys(column.source or column.name for column in dataset.columns))
+    missing = [source for source in sources if source not in frame.columns]
+    if missing:
+        known = ", ".join(frame.columns[:20])
+        raise UnknownNameError(f"these columns are missing: {', '.join(missing)}; the table has {known}")
+    _refuse_missing(frame[sources])
+    raw: dict[str, NDArray[Any]] = {}
+    for column in dataset.columns:
+        if column.name not in raw:
+            series = frame[column.source or column.name]
+            if column.categories is not None:
+                _codes(series, column.categories)
+            raw.update(_raw_features(series, column.categories))
+    return np.stack([(raw[column.name] - column.mean) / column.scale for column in dataset.columns], axis=1)
+
+
+def _raw_features(series: pd.Series, categories: tuple[str, ...] | None) -> dict[str, NDArray[Any]]:
+    if categories is None:
+        return {str(series.name): _numbers(series, "column")}
+    text = _label_text(series)
+    return {f"{series.name}={category}": (text == category).astype(np.float64) for category in categories[1:]}
+
+
+def _categories(series: pd.Series) -> tuple[str, ...]:
+    labels = sorted(set(_label_text(series)))
+    numeric = pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce").notna().to_numpy()
+    if numeric.sum() > _MAX_INFERRED_CLASSES and numeric.mean() >= 0.9:
+        odd = [label for label, number in zip(labels, numeric, strict=True) if not number]
+        raise DataError(
+            f"column '{series.name}' holds numbers as text"
+            + (f", but also {', '.join(map(repr, odd[:5]))}" if odd else "")
+            + "; correct those values or drop the column"
+        )
+    if len(labels) > MAX_CATEGORIES:
+        raise DataError(
+            f"column '{series.name}' has {len(labels)} distinct texts; at most {MAX_CATEGORIES} are allowed; drop it"
+        )
+    return tuple(labels)
+
+
+def _encode_images(images: NDArray[Any]) -> tuple[NDArray[Any], tuple[Column, ...]]:
+    if images.dtype.kind not in "biuf":
+        raise DataError(f"entry 'x' holds images of type {images.dtype}; numbers were expected")
+    x = images.reshape(len(images), -1).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise DataError(f"entry 'x' has {int((~np.isfinite(x)).sum())} values that are missing (NaN) or infinite")
+    if images.dtype == np.uint8:
+        x /= 255.0
+    channels, height, width = images.shape[1:]
+    prefix = [""] if channels == 1 else [f"{c}," for c in range(channels)]
+    columns = [Column(name=f"{c}{i},{j}") for c in prefix for i in range(height) for j in range(width)]
+    return x, tuple(columns)
+
+
+# ------------------------------------------------------------------------------------------------------ values
+def _is_text(series: pd.Series) -> bool:
+    kinds = pd.api.types
+    return bool(
+        kinds.is_object_dtype(series) or kinds.is_string_dtype(series) or isinstance(series.dtype, pd.CategoricalDtype)
+    )
+
+
+def _label_text(series: pd.Series) -> NDArray[Any]:
+    values = series.to_numpy(dtype=object)
+    if not _is_text(series) and not pd.api.types.is_bool_dtype(series):
+        values = np.array([int(v) if float(v).is_integer() else float(v) for v in values], dtype=object)
+    return np.array([str(v) for v in values], dtype=object)
+
+
+def _numbers(series: pd.Series, what: str) -> NDArray[Any]:
+    if pd.api.types.is_bool_dtype(series) or (pd.api.types.is_numeric_dtype(series) and not _is_text(series)):
+        return np.asarray(series.to_numpy(dtype=np.float64))
+    if pd.api.types.is_datetime64_any_dtype(series) or pd.api.types.is_timedelta64_dtype(series):
+        raise DataError(f"{what} '{series.name}' holds dates; turn them into numbers first")
+    shown = next((str(v) for v in series if not _is_number(v)), str(series.dtype))
+    raise DataError(f"{what} '{series.name}' holds text such as '{shown}'; numbers were expected")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _codes(series: pd.Series, categories: tuple[str, ...]) -> NDArray[Any]:
+    known = {category: code for code, category in enumerate(categories)}
+    text = _label_text(series)
+    unseen = sorted({value for value in text if value not in known})
+    if unseen:
+        raise DataError(
+            f"column '{series.name}' has values that training did not have: {', '.join(map(repr, unseen[:5]))}; "
+            f"known: {', '.join(categories[:20])}"
+        )
+    return np.array([known[value] for value in text], dtype=np.int64)
+
+
+def _refuse_missing(frame: pd.DataFrame) -> None:
+    missing = frame.isna().sum()
+    numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
+    infinite = pd.Series(
+        {c: int(np.isinf(frame[c].dropna().to_numpy(dtype=np.float64)).sum()) for c in numeric}, dtype=np.int64
+    )
+    parts = []
+    for count, what in ((missing, "missing (NaN)"), (infinite, "infinite")):
+        if count.sum():
+            named = [f"{name} ({number})" for name, number in count[count > 0].items()]
+            shown = ", ".join(named[:20]) + (", ..." if len(named) > 20 else "")
+            parts.append(f"{count.sum()} {what} in {shown}")
+    if parts:
+        raise DataError(f"values that are no numbers: {'; '.join(parts)}; fill them or drop their rows or columns")
+
+
+def _refuse_twins(columns: Sequence[Column]) -> None:
+    seen: set[str] = set()
+    for column in columns:
+        if column.name in seen:
+            raise DataError(f"two features are named '{column.name}'; rename the column '{column.source}'")
+        seen.add(column.name)
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    return torch.as_tensor(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _batch(x: NDArray[Any], y: NDArray[Any], rows: NDArray[np.bool_]) -> dict[str, Tensor]:
+    codes = y.dtype.kind == "i"
+    return {
+        "x": _tensor(x[rows]),
+        "y": torch.as_tensor(y[rows]) if codes else _tensor(y[rows]),
+        "index": torch.arange(int(rows.sum())),
+    }
