@@ -83,11 +83,8 @@ def read(
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
     target = _target_name(raw, target)
     _refuse_missing(raw.frame)
-    labels = raw.frame[target]
-    task = task or _infer_task(labels)
-    y, column = (
-        _encode_labels(labels) if task == "classification" else (_numbers(labels, "target"), Column(name=target))
-    )
+    task = task or _infer_task(raw.frame[target])
+    y, column = _encode_target(raw.frame[target], task)
     strata = y if task == "classification" else None
     if raw.parts is None:
         parts = partition(len(y), validation=validation, test=test, seed=seed, labels=strata)
