@@ -1,0 +1,361 @@
+r"""Stochastic variational inference on a compiled whole-program graph.
+
+One step -- guide and model, log densities, gradients, clipping, schedules and the optimiser -- is one function of the
+:class:`~zoo.inference.state.State`'s tensors. It runs compiled where it can be traced, else eagerly; both give the same
+losses, as they draw the same random numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from zoo.errors import NonFiniteError, PairError
+from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
+from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
+from zoo.inference.state import Order, State
+from zoo.types import Batch, Elbo, Pair, Recipe
+
+__all__ = ["Trainer", "schedule_table"]
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+_MOMENTUM = 0.9
+
+
+def schedule_table(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return the learning rate and the weight of the latent terms at every step.
+
+    Args:
+        recipe: Of the fit.
+
+    Returns:
+        Two float64 tensors ``(steps,)``.
+    """
+    t = torch.arange(recipe.steps, dtype=torch.float64)
+    part = t / max(recipe.steps, 1)
+    shape = {
+        "constant": torch.ones_like(part),
+        "cosine": 0.5 * (1 + torch.cos(math.pi * part)),
+        "linear": 1 - part,
+        "exponential": 0.01**part,
+    }[recipe.schedule]
+    rise = torch.ones_like(t)
+    if recipe.warmup > 0:
+        rise = ((t + 1) / max(recipe.warmup * recipe.steps, 1)).clamp(max=1)
+    weight = torch.ones_like(t)
+    if recipe.kl_warmup > 0:
+        weight = ((t + 1) / max(recipe.kl_warmup * recipe.steps, 1)).clamp(max=1)
+    return recipe.learning_rate * shape * rise, weight
+
+
+@dataclass(frozen=True)
+class _Loss:
+    name: str
+    function: ELBO | Callable[..., Tensor]
+    mask: Tensor | None  # which entries of theta it trains; None: all
+    steps: int
+
+
+class Trainer:
+    """Take steps on a pair's objective; owns nothing but its :class:`~zoo.inference.state.State`.
+
+    Args:
+        pair: Model, guide and objective.
+        batch: Training batch.
+        whole: Entries of the batch that have no rows.
+        recipe: Steps, rates, batch size.
+        seed: Of the fit's random stream, initial values included.
+        dtype: Floating-point type of parameters, data and defaults.
+        device: Where everything lives.
+        compile: Whether to compile; ``False`` runs eagerly.
+
+    Raises:
+        PairError: If there is no guide, nothing to train, or model and guide do not fit each other.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        batch: Batch,
+        *,
+        whole: frozenset[str] = frozenset(),
+        recipe: Recipe,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        compile: bool = True,
+    ) -> None:
+        if pair.guide is None:
+            raise PairError("this pair has no guide, so SVI cannot fit it; use engine='nuts'")
+        self.pair, self.recipe, self.dtype, self.device = pair, recipe, dtype, torch.device(device)
+        self.data = {k: _to(v, dtype, self.device) for k, v in batch.items()}
+        self.rows = None
+        if recipe.batch_size is not None and "index" in batch and recipe.batch_size < len(batch["index"]):
+            self.rows = len(batch["index"])
+            self.row_keys = tuple(k for k in self.data if k not in whole)
+            for key in self.row_keys:
+                if self.data[key].dim() == 0 or len(self.data[key]) != self.rows:
+                    raise PairError(
+                        f"batch entry '{key}' has shape {tuple(self.data[key].shape)}, but 'index' has {self.rows} rows; "
+                        f"name it in Dataset.whole if it has no rows"
+                    )
+        losses = losses_of(pair.objective)
+        self.functions = [(to_pyro(s.function) if isinstance(s.function, Elbo) else s.function) for s in losses]
+        rng = seeded(seed, self.device)
+        with self._world(validate=True), stream(rng):
+            self.layout = self._discover()
+        self.sizes = [self.layout.values[n].numel() for n in self.layout.names]
+        self.shapes = [self.layout.values[n].shape for n in self.layout.names]
+        if not self.sizes:
+            raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
+        theta = torch.cat([self.layout.values[n].reshape(-1) for n in self.layout.names])
+        self.losses = [
+            _Loss(s.name, f, self._mask(s.trains), s.steps) for s, f in zip(losses, self.functions, strict=True)
+        ]
+        rate, weight = schedule_table(recipe)
+        self.rate, self.weight = rate.to(self.device, dtype), weight.to(self.device, dtype)
+        self.state = State(
+            theta=theta,
+            moments=[torch.zeros(2, len(theta), dtype=dtype, device=self.device) for _ in self.losses],
+            counts=torch.zeros(len(self.losses), dtype=dtype, device=self.device),
+            step=torch.zeros((), dtype=torch.int64, device=self.device),
+            buffers=[b.clone() for b in self.layout.buffer_values.values()],
+            rng=rng,
+            order=None if self.rows is None else Order.fresh(self.rows, int(recipe.batch_size or 0), seed),
+        )
+        self.program = Program(self._step, "compile=False")
+        self.compile_seconds = 0.0
+        if compile:
+            started = time.perf_counter()
+            with self._world(), stream(dict(rng)):
+                self.program = compile_function(self._traceable_step, self._inputs(self._example_rows()), eager=self._step)
+            self.compile_seconds = time.perf_counter() - started
+
+    # -------------------------------------------------------------------------------------------- one step
+    def _world(self, *, validate: bool = False) -> Any:
+        return pyro_world(dtype=self.dtype, device=self.device, validate=validate)
+
+    def _discover(self) -> Layout:
+        """Run every loss once, with validation, in the fit's own store."""
+        batch = self._batch(self._example_rows())
+        guide: Any = self.pair.guide
+
+        def run() -> None:
+            guide_trace = poutine.trace(guide).get_trace(batch)
+            model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
+            _check_sites(model_trace, guide_trace)
+            for function in self.functions:
+                if isinstance(function, ELBO):
+                    function.loss(self.pair.model, guide, batch)
+                else:
+                    function(self.pair.model, guide, batch)
+
+        try:
+            return discover(run, (self.pair.model, guide, *self.functions), dtype=self.dtype, device=self.device)
+        except (NotImplementedError, ValueError, RuntimeError, IndexError, KeyError, TypeError, AssertionError) as error:
+            if isinstance(error, PairError):
+                raise
+            raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {error}") from error
+
+    def _mask(self, pattern: str) -> Tensor | None:
+        import re
+
+        parts = [torch.full((s,), bool(re.match(pattern, n))) for n, s in zip(self.layout.names, self.sizes, strict=True)]
+        mask = torch.cat(parts)
+        if not bool(mask.any()):
+            raise PairError(f"no parameter matches '{pattern}'; parameters: {', '.join(self.layout.names)}")
+        return None if bool(mask.all()) else mask.to(self.device)
+
+    def _example_rows(self) -> Tensor:
+        return torch.arange(self.recipe.batch_size if self.rows is not None else 0, device=self.device)
+
+    def _batch(self, rows: Tensor, data: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        data = self.data if data is None else data
+        if self.rows is None:
+            return dict(data)
+        return {k: v[rows] if k in self.row_keys else v for k, v in data.items()}
+
+    def _inputs(self, rows: Tensor) -> list[Tensor]:
+        s = self.state
+        return [s.theta, *s.moments, s.counts, s.step, self.rate, self.weight, rows, *s.buffers, *self.data.values()]
+
+    def _traceable_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._step(*inputs, tracing=True)
+
+    def _step(self, *inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
+        """One step as a pure function: state tensors and rows -> losses and the next state's tensors."""
+        k = len(self.losses)
+        theta, moments, (counts, step, rate, weight, rows) = inputs[0], list(inputs[1 : k + 1]), inputs[k + 1 : k + 6]
+        n = k + 6 + len(self.state.buffers)
+        buffers = [b.clone() for b in inputs[k + 6 : n]]
+        batch = self._batch(rows, dict(zip(self.data, inputs[n:], strict=True)))
+        lr = rate.index_select(0, step.view(1)).view(())
+        kl = weight.index_select(0, step.view(1)).view(()) if self.recipe.kl_warmup > 0 else None
+        values, new_counts = [], []
+        for i, loss in enumerate(self.losses):
+            count = counts[i]
+            for _ in range(loss.steps):
+                leaves = self._leaves(theta)
+                with self.layout.bind(leaves, buffers, tracing=tracing):
+                    value, grads = loss_and_grads(
+                        loss.function, self.pair.model, self.pair.guide, self._held(leaves), batch, kl
+                    )
+                gradient = torch.cat([g.reshape(-1) for g in grads])
+                count = count + 1
+                theta, moments[i] = self._update(theta, gradient, moments[i], count, lr, loss.mask)
+            values.append(value)
+            new_counts.append(count)
+        return (torch.stack(values), theta, *moments, torch.stack(new_counts), step + 1, *buffers)
+
+    def _leaves(self, theta: Tensor) -> list[Tensor]:
+        parts = theta.detach().split(self.sizes)
+        return [p.view(s).detach().requires_grad_(True) for p, s in zip(parts, self.shapes, strict=True)]
+
+    def _held(self, leaves: list[Tensor]) -> list[Tensor]:
+        """Return what the store holds now: the leaves, unless a module put its own tensor in their place."""
+        params = pyro.get_param_store()._params
+        return [params.get(n, leaf) for n, leaf in zip(self.layout.names, leaves, strict=True)]
+
+    def _update(
+        self, theta: Tensor, gradient: Tensor, moments: Tensor, count: Tensor, lr: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        r = self.recipe
+        if mask is not None:
+            gradient = torch.where(mask, gradient, torch.zeros_like(gradient))
+        if r.clip_norm is not None:
+            gradient = gradient * (r.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        if r.weight_decay and r.optimizer != "adamw":
+            gradient = gradient + r.weight_decay * theta
+        first, second = moments[0], moments[1]
+        if r.optimizer == "sgd":
+            first = _MOMENTUM * first + gradient
+            change = lr * first
+        else:
+            first = first + (gradient - first) * (1 - _BETA1)
+            second = second * _BETA2 + gradient * gradient * (1 - _BETA2)
+            scale = (second / (1 - _BETA2**count)).sqrt() + _EPSILON
+            change = lr * (first / (1 - _BETA1**count)) / scale
+        if r.optimizer == "adamw":
+            change = change + lr * r.weight_decay * theta
+        new = theta - change
+        if mask is not None:
+            new = torch.where(mask, new, theta)
+        return new, torch.stack([first, second])
+
+    # ------------------------------------------------------------------------------------------ many steps
+    def run(self, count: int) -> Tensor:
+        """Take steps, as one uninterruptible block of this fit's random stream.
+
+        Args:
+            count: Number of steps, at most those left.
+
+        Returns:
+            Losses, ``(count, num_losses)``.
+
+        Raises:
+            NonFiniteError: If a loss or parameter is not finite; the state is the last one that was.
+        """
+        before = self.state.copy()
+        s, k = self.state, len(self.losses)
+        rows = s.order.take(count).to(self.device) if s.order is not None else None
+        empty = self._example_rows() if rows is None else None
+        losses: list[Tensor] = []
+        with self._world(), stream(s.rng):
+            for i in range(count):
+                out = self.program.call(*self._inputs(rows[i] if rows is not None else empty))  # type: ignore[arg-type]
+                losses.append(out[0])
+                s.theta, s.moments, s.counts, s.step = out[1], list(out[2 : k + 2]), out[k + 2], out[k + 3]
+                s.buffers = list(out[k + 4 :])
+        found = torch.stack(losses)
+        if not bool(torch.isfinite(found).all() & torch.isfinite(s.theta).all()):
+            self.state = before
+            raise self._blame(count)
+        s.history.append(found.cpu())
+        return found
+
+    def _blame(self, count: int) -> NonFiniteError:
+        """Replay from the last good state, eagerly, and name the step and the site that went wrong."""
+        trial = self.state.copy()
+        keep, self.state = self.state, trial
+        try:
+            rows = trial.order.take(count).to(self.device) if trial.order is not None else None
+            with self._world(), stream(trial.rng):
+                for i in range(count):
+                    row = rows[i] if rows is not None else self._example_rows()
+                    entry = {k: v.clone() for k, v in trial.rng.items()} | {"cpu": torch.get_rng_state()}
+                    out = self._step(*self._inputs(row))
+                    k = len(self.losses)
+                    if not bool(torch.isfinite(out[0]).all() & torch.isfinite(out[1]).all()):
+                        where = self._first_bad_site(row, entry)
+                        return NonFiniteError(
+                            f"step {int(trial.step)}: loss {out[0].tolist()}: {where}; try a smaller learning_rate, "
+                            f"clip_norm, or dtype='float64'"
+                        )
+                    trial.theta, trial.moments, trial.counts = out[1], list(out[2 : k + 2]), out[k + 2]
+                    trial.step, trial.buffers = out[k + 3], list(out[k + 4 :])
+        finally:
+            self.state = keep
+        return NonFiniteError(
+            f"a loss between steps {int(keep.step)} and {int(keep.step) + count} is not finite when compiled but finite "
+            f"when run eagerly; use compile=False and report this pair"
+        )
+
+    def _first_bad_site(self, rows: Tensor, entry: dict[str, Tensor]) -> str:
+        batch = self._batch(rows)
+        guide: Any = self.pair.guide
+        bad = [
+            n
+            for n, v in zip(self.layout.names, self.state.theta.split(self.sizes), strict=True)
+            if not bool(torch.isfinite(v).all())
+        ]
+        if bad:
+            return f"parameter '{bad[0]}' is not finite"
+        with stream(entry), torch.no_grad(), self.layout.bind(self._leaves(self.state.theta), self.state.buffers):
+            guide_trace = poutine.trace(guide).get_trace(batch)
+            model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
+        for who, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample" or (who == "model" and name in guide_trace.nodes and not site["is_observed"]):
+                    continue
+                if not bool(torch.isfinite(site["value"]).all()):
+                    return f"the value of {who} site '{name}' is not finite"
+                if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+                    return f"the log density of {who} site '{name}' is not finite"
+        return "no site's log density is infinite: the gradient overflowed"
+
+    # ---------------------------------------------------------------------------------------------- results
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Unconstrained parameters by name."""
+        parts = self.state.theta.split(self.sizes)
+        return {n: p.view(s).clone() for n, p, s in zip(self.layout.names, parts, self.shapes, strict=True)}
+
+
+def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+
+
+def _check_sites(model_trace: Any, guide_trace: Any) -> None:
+    """Raise unless the guide covers the model's latents: all of them, save those that are enumerated or subsampled."""
+    latent = {
+        n for n in model_trace.stochastic_nodes if model_trace.nodes[n]["infer"].get("enumerate") != "parallel"
+    }
+    latent -= {n for n in latent if type(model_trace.nodes[n]["fn"]).__name__ == "_Subsample"}
+    covered = {n for n in guide_trace.stochastic_nodes if type(guide_trace.nodes[n]["fn"]).__name__ != "_Subsample"}
+    auxiliary = {n for n in covered if guide_trace.nodes[n]["infer"].get("is_auxiliary")}
+    missing, surplus = sorted(latent - covered), sorted(covered - set(model_trace.nodes) - auxiliary)
+    if missing:
+        raise PairError(f"the guide has no site for the model's latent '{missing[0]}'; it has {sorted(covered)}")
+    if surplus:
+        raise PairError(f"the guide samples '{surplus[0]}', which is not in the model; it has {sorted(latent)}")
+
+
