@@ -77,9 +77,9 @@ def read(
     if task is not None and task not in _TASKS:
         raise UnknownNameError(f"task '{task}' cannot be read from a table{suggest(task, _TASKS)}")
     columns = list(raw.frame.columns)
-    for column in drop:
-        if column not in columns:
-            raise UnknownNameError(f"column '{column}' to drop is unknown{_choices(column, columns)}")
+    for unwanted in drop:
+        if unwanted not in columns:
+            raise UnknownNameError(f"column '{unwanted}' to drop is unknown{_choices(unwanted, columns)}")
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
     target = _target_name(raw, target)
     _refuse_missing(raw.frame)
