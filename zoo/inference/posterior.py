@@ -1,0 +1,544 @@
+"""What a fit returns, whichever engine made it; saved as safetensors and JSON, never as a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import ArtifactError, DataError, PairError, ZooError
+from zoo.inference.predictive import Prediction, Runs
+from zoo.inference.program import Layout, pyro_world, seeded, stream
+from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, hyper_from_json, hyper_to_json
+
+if TYPE_CHECKING:
+    import arviz
+
+__all__ = ["Posterior", "load"]
+
+_SCHEMA = 1
+_TENSORS, _META = "posterior.safetensors", "posterior.json"
+_MAX_META = 64 * 2**20
+
+
+class Posterior:
+    """A fitted posterior: draws, predictions, diagnostics, storage.
+
+    Args:
+        pair: Model and guide.
+        data: What it was fitted on.
+        engine: ``svi`` or ``nuts``.
+        name: Name of the method, or of the pair.
+        method: The method; ``None`` for a bare pair.
+        hyper: Hyper-parameters; ``None`` for a bare pair.
+        layout: Parameters and modules of the pair.
+        values: Unconstrained parameters by name (``svi``).
+        buffers: Module buffers.
+        history: Losses by name, ``(steps,)`` each (``svi``).
+        chains: Constrained latents, ``(chain, draw, ...)`` (``nuts``).
+        sample_stats: Sampler statistics, ``(chain, draw)`` (``nuts``).
+        restarts: Posteriors of the other restarts, worse in their loss.
+        info: JSON-able facts of the fit: seed, steps, seconds, versions, device, dtype, threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        pair: Pair,
+        data: Dataset,
+        engine: str,
+        name: str,
+        method: Method[Any] | None = None,
+        hyper: Any = None,
+        layout: Layout | None = None,
+        values: Mapping[str, Tensor] | None = None,
+        buffers: Sequence[Tensor] = (),
+        history: Mapping[str, Tensor] | None = None,
+        chains: Mapping[str, Tensor] | None = None,
+        sample_stats: Mapping[str, Tensor] | None = None,
+        restarts: Sequence[Posterior] = (),
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pair, self.data, self.engine, self.name = pair, data, engine, name
+        self.method, self.hyper = method, hyper
+        self.history = dict(history or {})
+        self.chains = None if chains is None else dict(chains)
+        self.sample_stats = None if sample_stats is None else dict(sample_stats)
+        self.restarts = tuple(restarts)
+        self.info = dict(info or {})
+        self._values = dict(values or {})
+        self._layout = layout
+        self._buffers = list(buffers)
+        self._runs = Runs(
+            pair=pair,
+            layout=layout,
+            values=[] if layout is None else [self._values[n] for n in layout.names],
+            buffers=self._buffers,
+            dtype=getattr(torch, self.info.get("dtype", "float32")),
+            device=torch.device(self.info.get("device", "cpu")),
+        )
+
+    def __repr__(self) -> str:
+        what = f"{len(self.losses)} steps" if self.engine == "svi" else f"{self._chain_shape()} draws"
+        return f"Posterior({self.name!r}, data={self.data.name!r}, engine={self.engine!r}, {what})"
+
+    # ------------------------------------------------------------------------------------------ what was found
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Parameters by name, constrained as ``pyro.param`` returns them; empty for ``nuts``."""
+        return {} if self._layout is None else self._layout.constrained(self._values)
+
+    @property
+    def losses(self) -> Tensor:
+        """The first loss at every step, ``(steps,)``; empty for ``nuts``."""
+        return next(iter(self.history.values()), torch.empty(0))
+
+    @property
+    def runs(self) -> Runs:
+        """The pair with these parameters bound, for diagnostics that need its traces."""
+        return self._runs
+
+    def draws(self, n: int = 1_000, *, batch: Batch | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Draw the latents.
+
+        Args:
+            n: Number of draws. With chains: at most all of them, evenly thinned.
+            batch: Batch whose local latents are drawn; the training batch if ``None``. With chains, latents of rows
+                other than the training set's are left to the model.
+            seed: Of the draws.
+
+        Returns:
+            Latent site -> ``(n, ...)``.
+
+        Raises:
+            DataError: If ``n`` is not positive.
+        """
+        if n < 1:
+            raise DataError(f"n is {n}; allowed: 1 or more draws")
+        own = batch is None or batch is self.data.train
+        if self.chains is not None:
+            flat = {k: v.flatten(0, 1) for k, v in self.chains.items()}
+            total = len(next(iter(flat.values())))
+            pick = torch.linspace(0, total - 1, min(n, total)).round().long()
+            local = set() if own else self._local_sites()
+            return {k: v[pick] for k, v in flat.items() if k not in local}
+        return self._runs.guide_draws(self._prepare(batch), n, seed)
+
+    def deterministics(self, draws: Mapping[str, Tensor], batch: Batch | None = None) -> dict[str, Tensor]:
+        """Evaluate the model's deterministic sites at draws.
+
+        Args:
+            draws: Latent site -> ``(n, ...)``.
+            batch: The batch; the training batch if ``None``.
+
+        Returns:
+            Site -> ``(n, ...)``.
+        """
+        return self._runs.deterministics(draws, self._prepare(batch))
+
+    def predict(self, batch: Batch | None = None, n: int = 100, *, seed: int = 0) -> Prediction:
+        """Predict the observed sites of a batch.
+
+        Args:
+            batch: Features, with or without targets; the training batch if ``None``.
+            n: Posterior draws.
+            seed: Of draws and predictions.
+
+        Returns:
+            Samples, means, class probabilities and, if the batch has targets, their log densities.
+
+        Raises:
+            DataError: If entries of the batch are missing, of another shape or not finite.
+        """
+        prepared = self._prepare(batch)
+        return self._runs.predict(self.draws(n, batch=batch and prepared, seed=seed), prepared, seed)
+
+    def log_likelihood(self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Evaluate the log density of every observed datum.
+
+        Args:
+            batch: With targets; the training batch if ``None``.
+            draws: Latent site -> ``(n, ...)``; 1,000 draws if ``None``.
+
+        Returns:
+            Observed site -> ``(n, *batch shape)``, not scaled by any plate.
+        """
+        prepared = self._prepare(batch)
+        return self._runs.log_likelihood(self.draws(batch=batch) if draws is None else draws, prepared)
+
+    def log_weights(self, n: int = 1_000, *, seed: int = 0, batch: Batch | None = None) -> Tensor:
+        r"""Evaluate the importance weights :math:`\log p(x, z) - \log q(z)` of the guide.
+
+        Args:
+            n: Number of draws.
+            seed: Of the draws.
+            batch: The whole data; the training batch if ``None``.
+
+        Returns:
+            ``(n,)``.
+
+        Raises:
+            PairError: If the posterior was sampled, so that there is no guide.
+        """
+        if self.engine != "svi":
+            raise PairError("log weights need a guide; this posterior was sampled by NUTS")
+        return self._runs.log_weights(self._prepare(batch), n, seed)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the method's quantities of interest.
+
+        Returns:
+            Name -> number or short text; empty for a bare pair.
+        """
+        if self.method is None or self.method.summary is None:
+            return {}
+        return dict(self.method.summary(self))
+
+    def to_arviz(self, **options: Any) -> arviz.InferenceData:
+        """Convert to ArviZ, every group; see :func:`zoo.diagnostics.to_arviz`.
+
+        Args:
+            **options: Passed on.
+
+        Returns:
+            The inference data.
+        """
+        from zoo.diagnostics import to_arviz
+
+        return to_arviz(self, **options)
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write a self-contained HTML report and its JSON; see :func:`zoo.reports.write`.
+
+        Args:
+            path: Where, ending in ``.html``.
+            **options: Passed on.
+
+        Returns:
+            The path.
+        """
+        from zoo.reports import write
+
+        return write(self, Path(path), **options)
+
+    # ------------------------------------------------------------------------------------------------ batches
+    def _prepare(self, batch: Batch | None) -> dict[str, Tensor]:
+        """Check a batch against the training batch, add ``index`` if it lacks one, and move it."""
+        train = self.data.train
+        given = dict(train if batch is None else batch)
+        rows = None
+        targets = set() if self.data.target is None else {"y"}
+        for key, like in train.items():
+            if key == "index":
+                continue
+            if key not in given:
+                if key in targets or key in self.data.whole:
+                    if key in self.data.whole:
+                        given[key] = like
+                    continue
+                if key == "y":
+                    continue
+                raise DataError(f"the batch has no entry '{key}'; it has {', '.join(sorted(given))}")
+            value = given[key]
+            if not isinstance(value, Tensor):
+                raise DataError(f"batch entry '{key}' is a {type(value).__name__}; expected a tensor")
+            if key not in self.data.whole and "index" in train:
+                if value.dim() != like.dim() or value.shape[1:] != like.shape[1:]:
+                    raise DataError(
+                        f"batch entry '{key}' has shape {tuple(value.shape)}; expected (rows, "
+                        f"{', '.join(map(str, like.shape[1:]))})"
+                    )
+                if rows is not None and len(value) != rows:
+                    raise DataError(f"batch entry '{key}' has {len(value)} rows; other entries have {rows}")
+                rows = len(value)
+            if value.is_floating_point() != like.is_floating_point():
+                raise DataError(f"batch entry '{key}' is {value.dtype}; expected {like.dtype}")
+            if value.is_floating_point() and batch is not None and not bool(torch.isfinite(value).all()):
+                raise DataError(f"batch entry '{key}' holds NaN or infinite values")
+        if "index" in train and "index" not in given:
+            given["index"] = torch.arange(rows or 0)
+        dtype, device = self._runs.dtype, self._runs.device
+        return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+
+    def _local_sites(self) -> set[str]:
+        """Latents in a plate over the data's rows, which new rows do not share."""
+        with self._runs.bound(), stream(seeded(0, self._runs.device)):
+            from pyro import poutine
+
+            trace = poutine.trace(self.pair.model).get_trace(self._prepare(None))
+        rows = self.data.num_data
+        if "index" not in self.data.train:
+            return set()
+        subsampled = {n for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
+        return {
+            n
+            for n in trace.stochastic_nodes
+            if any(f.name in subsampled and f.full_size == rows for f in trace.nodes[n]["cond_indep_stack"])
+        }
+
+    def _chain_shape(self) -> str:
+        first = next(iter((self.chains or {}).values()))
+        return f"{first.shape[0]} x {first.shape[1]}"
+
+    # ------------------------------------------------------------------------------------------------ storage
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``posterior.safetensors`` and ``posterior.json`` into a folder, whole or not at all.
+
+        Args:
+            folder: Made if absent; a posterior in it is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DataError: If the folder cannot be written.
+        """
+        from safetensors.torch import save
+
+        from zoo.datasets import fingerprint, pack
+
+        mark = fingerprint(self.data)
+        tensors: dict[str, Tensor] = {f"params/{n}": v for n, v in self._values.items()}
+        tensors |= {f"buffers/{i}": b for i, b in enumerate(self._buffers)}
+        tensors |= {f"history/{n}": v for n, v in self.history.items()}
+        tensors |= {f"chains/{n}": v for n, v in (self.chains or {}).items()}
+        tensors |= {f"stats/{n}": v for n, v in (self.sample_stats or {}).items()}
+        for i, other in enumerate(self.restarts):
+            tensors |= {f"restarts/{i}/params/{n}": v for n, v in other._values.items()}
+            tensors |= {f"restarts/{i}/buffers/{j}": b for j, b in enumerate(other._buffers)}
+            tensors |= {f"restarts/{i}/history/{n}": v for n, v in other.history.items()}
+        bundled = _bundled(self.data)
+        if bundled is not None and fingerprint(bundled) == mark:
+            data: dict[str, Any] = {"bundled": self.data.name, "options": dict(self.data.extra.get("options", {}))}
+        else:
+            packed, described = pack(self.data)
+            tensors |= {f"data/{n}": v for n, v in packed.items()}
+            data = {"stored": described}
+        payload = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+        meta = {
+            "format": "pyro-zoo posterior",
+            "schema": _SCHEMA,
+            "name": self.name,
+            "method": None if self.method is None else self.method.name,
+            "hyper": hyper_to_json(self.hyper),
+            "engine": self.engine,
+            "info": self.info,
+            "restarts": [other.info for other in self.restarts],
+            "data": {"name": self.data.name, "fingerprint": mark, **data},
+            "sha256": hashlib.sha256(payload).hexdigest(),
+        }
+        text = json.dumps(_finite(meta), indent=1, allow_nan=False)
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_together(folder, {_TENSORS: payload, _META: text.encode()})
+        except OSError as error:
+            raise DataError(f"cannot write the posterior to '{folder}': {error.strerror or error}") from error
+        return folder
+
+
+def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Dataset | None = None) -> Posterior:
+    """Read a saved posterior; nothing in it is executed.
+
+    Args:
+        folder: What :meth:`Posterior.save` wrote.
+        pair: The pair, for a posterior of a pair that no method built.
+        data: The data set, if it is neither bundled nor stored with the posterior.
+
+    Returns:
+        The posterior, which predicts as the saved one did.
+
+    Raises:
+        ArtifactError: If files are missing, truncated, changed, of another format or of a newer schema, or do not fit the
+            method and data.
+        DataError: If ``folder`` does not exist.
+    """
+    from zoo.datasets import fingerprint, unpack
+    from zoo.datasets import load as load_data
+    from zoo.registry import get
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"'{folder}' is not a folder of a saved posterior (with {_META} and {_TENSORS})")
+    meta = _read_meta(folder / _META)
+    tensors = _read_tensors(folder / _TENSORS, meta)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, rest = key.partition("/")
+        groups.setdefault(group, {})[rest] = value
+    try:
+        about = meta["data"]
+        if data is None:
+            if "bundled" in about:
+                data = load_data(about["bundled"], **about["options"])
+            else:
+                data = unpack(groups.get("data", {}), about["stored"])
+        if fingerprint(data) != about["fingerprint"]:
+            raise ArtifactError(
+                f"the data set '{data.name}' is not the one that '{folder}' was fitted on (another fingerprint)"
+            )
+        method = hyper = None
+        if meta["method"] is not None:
+            found = get(meta["method"])
+            if isinstance(found, Diagnostic):
+                raise ArtifactError(f"'{meta['method']}' is a diagnostic, which has no posterior of its own")
+            method = found
+            hyper = hyper_from_json(method.hyper, meta["hyper"])
+        elif pair is None:
+            raise ArtifactError(f"'{folder}' holds the posterior of a bare pair '{meta['name']}': pass pair=")
+        dtype, device = getattr(torch, meta["info"]["dtype"]), torch.device("cpu")
+        info = dict(meta["info"]) | {"device": "cpu"}
+
+        def rebuild(prefix: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Posterior:
+            with pyro_world(dtype=dtype), stream(seeded(int(facts.get("seed", 0)))):
+                own = method.build(data, hyper) if method is not None else pair
+            assert own is not None and data is not None
+            layout = None
+            if meta["engine"] == "svi":
+                from zoo.inference.runner import trainer_layout
+
+                layout = trainer_layout(own, data, dtype=dtype, device=device)
+                _check_params(layout, prefix.get("params", {}))
+            buffers = prefix.get("buffers", {})
+            return Posterior(
+                pair=own,
+                data=data,
+                engine=meta["engine"],
+                name=meta["name"],
+                method=method,
+                hyper=hyper,
+                layout=layout,
+                values=prefix.get("params", {}),
+                buffers=[buffers[str(i)] for i in range(len(buffers))],
+                history=prefix.get("history", {}),
+                chains=groups.get("chains") if meta["engine"] == "nuts" else None,
+                sample_stats=groups.get("stats") if meta["engine"] == "nuts" else None,
+                info=facts,
+            )
+
+        posterior = rebuild(groups, info)
+        others = []
+        for i, facts in enumerate(meta["restarts"]):
+            sub: dict[str, dict[str, Tensor]] = {}
+            for key, value in groups.get("restarts", {}).items():
+                number, _, rest = key.partition("/")
+                if number == str(i):
+                    group, _, name = rest.partition("/")
+                    sub.setdefault(group, {})[name] = value
+            others.append(rebuild(sub, facts))
+        posterior.restarts = tuple(others)
+        return posterior
+    except ZooError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"'{folder}' is not a whole posterior: {type(error).__name__}: {error}") from error
+
+
+def _bundled(data: Dataset) -> Dataset | None:
+    """Load the bundled data set that this one says it is; ``None`` if it is the user's own."""
+    from zoo.datasets import load as load_data
+
+    if data.origin != "bundled":
+        return None
+    try:
+        return load_data(data.name, **data.extra.get("options", {}))
+    except ZooError:
+        return None
+
+
+def _check_params(layout: Layout, params: Mapping[str, Tensor]) -> None:
+    missing = [n for n in layout.names if n not in params]
+    if missing:
+        raise ArtifactError(f"the artifact lacks the parameter '{missing[0]}'")
+    surplus = sorted(set(params) - set(layout.names))
+    if surplus:
+        raise ArtifactError(f"the artifact holds the parameter '{surplus[0]}', which this method does not have")
+    for name in layout.names:
+        value, like = params[name], layout.values[name]
+        if value.shape != like.shape or value.dtype != like.dtype:
+            raise ArtifactError(
+                f"parameter '{name}' is {value.dtype} {tuple(value.shape)}; this method has {like.dtype} {tuple(like.shape)}"
+            )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_META:
+            raise ArtifactError(f"'{path}' is larger than {_MAX_META} bytes, so it is not a posterior's JSON")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read '{path}': {error.strerror or error}") from error
+    try:
+        meta = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"'{path}' is not JSON ({_kind(raw)}); nothing was loaded") from error
+    if not isinstance(meta, dict) or meta.get("format") != "pyro-zoo posterior":
+        raise ArtifactError(f"'{path}' is JSON, but not of a pyro-zoo posterior")
+    if not isinstance(meta.get("schema"), int) or not 1 <= meta["schema"] <= _SCHEMA:
+        raise ArtifactError(f"'{path}' has schema {meta.get('schema')!r}; this version reads 1 to {_SCHEMA}")
+    return meta
+
+
+def _read_tensors(path: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_bytes
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read '{path}': {error.strerror or error}") from error
+    if raw[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or raw[:4] == b"PK\x03\x04":
+        raise ArtifactError(f"'{path}' is {_kind(raw)}, which is never loaded; a posterior is stored as safetensors")
+    if len(raw) < 8 or struct.unpack("<Q", raw[:8])[0] > len(raw):
+        raise ArtifactError(f"'{path}' is truncated or not a safetensors file ({len(raw)} bytes)")
+    if hashlib.sha256(raw).hexdigest() != meta.get("sha256"):
+        raise ArtifactError(f"'{path}' was changed or truncated: its checksum is not the one in {_META}")
+    try:
+        found: dict[str, Tensor] = load_bytes(raw)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"'{path}' is not a safetensors file: {error}") from error
+    return found
+
+
+def _kind(raw: bytes) -> str:
+    if raw[:1] == b"\x80":
+        return "a pickle"
+    if raw[:2] == b"PK":
+        return "a zip archive, perhaps one of torch.save"
+    return "empty" if not raw else "other bytes"
+
+
+def _write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files so that a reader finds all of them or none: temporary files first, then renames."""
+    scratch = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        for name, content in files.items():
+            with (scratch / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON cannot hold (NaN, infinities) by null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

@@ -1,0 +1,471 @@
+"""Fit any pair: one entry point, one posterior type, two engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import DataError, PairError, UnknownNameError, suggest
+from zoo.inference.checkpoint import Checkpoint
+from zoo.inference.posterior import Posterior
+from zoo.inference.program import Layout, pyro_world, seeded, stream
+from zoo.inference.progress import Progress, ProgressEvent, bar
+from zoo.inference.svi import Trainer
+from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
+
+__all__ = ["fit", "versions"]
+
+_ENGINES = ("nuts", "svi")
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_CHUNK_SECONDS = 0.2
+
+
+def fit(
+    method: str | Method[Any] | Pair,
+    data: str | Dataset | Batch | None = None,
+    *,
+    hyper: Any = None,
+    engine: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    schedule: str | None = None,
+    warmup: float | None = None,
+    kl_warmup: float | None = None,
+    clip_norm: float | None = None,
+    weight_decay: float | None = None,
+    num_particles: int | None = None,
+    restarts: int = 1,
+    early_stopping: bool = False,
+    chains: int = 4,
+    draws: int = 1_000,
+    tune: int = 1_000,
+    target_accept: float = 0.8,
+    sampler: str = "nutpie",
+    low_rank_mass_matrix: bool = False,
+    device: str = "cpu",
+    dtype: str | None = None,
+    compile: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    progress: bool | Progress | None = None,
+    name: str | None = None,
+) -> Posterior:
+    """Fit a method or a pair to data.
+
+    Args:
+        method: Name of a method, the method, or a pair.
+        data: Data set, its bundled name, or for a pair a training batch; ``None`` takes the method's default data.
+        hyper: Hyper-parameters, or a mapping of those that differ from the defaults.
+        engine: ``svi`` or ``nuts``; ``None`` takes the method's first (for a pair: ``svi`` if it has a guide).
+        seed: Decides every random number of the fit.
+        steps: (svi) Optimiser steps. This and the following default to the method's recipe.
+        learning_rate: (svi) Highest learning rate.
+        batch_size: (svi) Rows per step; 0 takes all rows.
+        optimizer: (svi) ``adam``, ``adamw`` or ``sgd``.
+        schedule: (svi) ``constant``, ``cosine``, ``linear`` or ``exponential``.
+        warmup: (svi) Fraction of the steps over which the learning rate rises.
+        kl_warmup: (svi) Fraction of the steps over which the latent terms' weight rises.
+        clip_norm: (svi) Largest norm of the gradient.
+        weight_decay: (svi) Of the optimiser.
+        num_particles: (svi) Guide samples per step.
+        restarts: (svi) Independent fits with seeds ``seed, seed + 1, ...``; the best is returned, the others are
+            its ``restarts``.
+        early_stopping: (svi) Stop when the loss no longer falls by more than its noise.
+        chains: (nuts) Number of chains.
+        draws: (nuts) Draws per chain after tuning.
+        tune: (nuts) Tuning draws per chain.
+        target_accept: (nuts) Target acceptance rate.
+        sampler: (nuts) ``nutpie`` or ``pyro``.
+        low_rank_mass_matrix: (nuts) Adapt a low-rank mass matrix instead of a diagonal one (nutpie).
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``float64``; ``None`` is ``float32`` for svi and ``float64`` for nuts.
+        compile: Whether to compile; what cannot be compiled runs eagerly, and says so once.
+        checkpoint: (svi) Folder for checkpoints.
+        checkpoint_every: (svi) Steps between checkpoints.
+        resume: (svi) Go on from the folder's newest checkpoint.
+        progress: ``True`` for a progress bar, or a function of progress events.
+        name: Name of a bare pair's posterior.
+
+    Returns:
+        The posterior.
+
+    Raises:
+        UnknownNameError: If method, data, engine, dtype or schedule is unknown.
+        DataError: If the data do not hold what the method's task needs, or an option is out of range.
+        PairError: If the engine cannot run this pair.
+    """
+    found: Method[Any] | None = None
+    if isinstance(method, str):
+        from zoo.registry import get
+
+        looked_up = get(method)
+        if isinstance(looked_up, Diagnostic):
+            raise PairError(f"'{method}' is a diagnostic: it measures fitted posteriors and is not fitted itself")
+        found = looked_up
+    elif isinstance(method, Method):
+        found = method
+    elif not isinstance(method, Pair):
+        raise PairError(f"method is a {type(method).__name__}; allowed: a name, a Method or a Pair")
+    dataset = _dataset(data, found)
+    hyper = _hyper(found, hyper)
+    engine = _engine(engine, found, method)
+    dtype = dtype or ("float64" if engine == "nuts" else "float32")
+    if dtype not in _DTYPES:
+        raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
+    _check_numbers(steps=steps, restarts=restarts, chains=chains, draws=draws, checkpoint_every=checkpoint_every)
+    if not 0 <= seed < 2**63:
+        raise DataError(f"seed is {seed}; allowed: 0 to 2**63 - 1")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise DataError("device 'cuda' was asked for, but torch sees no GPU; use device='cpu'")
+    if found is not None:
+        from zoo import tasks
+
+        tasks.get(found.task).check(dataset)
+    title = name or (found.name if found is not None else "pair")
+    base = found.recipe if found is not None else Recipe()
+    options = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "warmup": warmup,
+        "kl_warmup": kl_warmup,
+        "clip_norm": clip_norm,
+        "weight_decay": weight_decay,
+    }
+    recipe = _recipe(base, options)
+
+    def build(at: int) -> Pair:
+        if found is None:
+            pair: Pair = method  # type: ignore[assignment]
+        else:
+            with pyro_world(dtype=_DTYPES[dtype], device=device), stream(seeded(at, device)):
+                pair = found.build(dataset, hyper)
+        return _particles(pair, num_particles)
+
+    about: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    common = {"data": dataset, "engine": engine, "name": title, "method": found, "hyper": hyper}
+    with bar(progress) as tell:
+        if engine == "nuts":
+            return _sample(
+                build(seed), common, about, tell, seed=seed, chains=chains, draws=draws, tune=tune, compile=compile,
+                target_accept=target_accept, sampler=sampler, low_rank=low_rank_mass_matrix, dtype=dtype,
+            )  # fmt: skip
+        fits = []
+        for at in range(seed, seed + restarts):
+            keep = None
+            if checkpoint is not None:
+                identity = {
+                    "name": title,
+                    "hyper": hyper_to_json(hyper),
+                    "data": _fingerprint(dataset),
+                    "seed": at,
+                    "recipe": dataclasses.asdict(recipe),
+                    "dtype": dtype,
+                    "device": device,
+                    "threads": about["threads"],
+                    "compile": compile,
+                    "versions": about["versions"],
+                }
+                folder = Path(checkpoint) if restarts == 1 else Path(checkpoint) / f"restart-{at - seed}"
+                keep = Checkpoint(folder, identity, every=checkpoint_every or max(recipe.steps // 10, 1))
+            fits.append(
+                _descend(
+                    build(at), common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
+                    compile=compile, early_stopping=early_stopping, checkpoint=keep, resume=resume,
+                    label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
+                )
+            )  # fmt: skip
+    fits.sort(key=lambda p: p.info["final_loss"])
+    best = fits[0]
+    best.restarts = tuple(fits[1:])
+    return best
+
+
+def _descend(
+    pair: Pair,
+    common: Mapping[str, Any],
+    about: Mapping[str, Any],
+    tell: Progress,
+    *,
+    recipe: Recipe,
+    seed: int,
+    dtype: str,
+    device: str,
+    compile: bool,
+    early_stopping: bool,
+    checkpoint: Checkpoint | None,
+    resume: bool,
+    label: str,
+) -> Posterior:
+    """Run SVI to the end and wrap the result."""
+    data: Dataset = common["data"]
+    tell(ProgressEvent("compiling", 0, recipe.steps, label))
+    trainer = Trainer(
+        pair, data.train, whole=data.whole, recipe=recipe, seed=seed, dtype=_DTYPES[dtype], device=device, compile=compile
+    )
+    _say_once(common["name"], trainer.program.reason if compile else "")
+    if checkpoint is not None and resume:
+        checkpoint.restore(trainer.state)
+    started, reason = time.perf_counter(), "all steps taken"
+    window, size = max(100, recipe.steps // 20), 1
+    while int(trainer.state.step) < recipe.steps:
+        at = int(trainer.state.step)
+        stops = [recipe.steps - at, window - at % window]
+        if checkpoint is not None:
+            stops.append(checkpoint.every - at % checkpoint.every)
+        count = min(size, *stops)
+        tick = time.perf_counter()
+        losses = trainer.run(count)
+        passed = time.perf_counter() - tick
+        size = max(1, min(int(size * _CHUNK_SECONDS / max(passed, 1e-9)) if count == size else size, 4 * size, 1_000))
+        at += count
+        tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
+        if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
+            checkpoint.save(trainer.state)
+        if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0], window):
+            reason = f"the loss stopped falling after {at} steps"
+            break
+    history = torch.cat(trainer.state.history) if trainer.state.history else torch.empty(0, len(trainer.losses))
+    info = dict(about) | {
+        "seed": seed,
+        "steps": int(trainer.state.step),
+        "recipe": dataclasses.asdict(recipe),
+        "seconds": time.perf_counter() - started,
+        "compile_seconds": trainer.compile_seconds,
+        "compiled": trainer.program.compiled,
+        "reason": trainer.program.reason,
+        "graph_nodes": trainer.program.nodes,
+        "stopped": reason,
+        "final_loss": float(history[-window:, 0].mean()) if len(history) else float("nan"),
+    }
+    return Posterior(
+        pair=pair,
+        layout=trainer.layout,
+        values=trainer.values,
+        buffers=trainer.state.buffers,
+        history={s.name: history[:, i] for i, s in enumerate(trainer.losses)},
+        info=info,
+        **common,
+    )
+
+
+def _sample(
+    pair: Pair,
+    common: Mapping[str, Any],
+    about: Mapping[str, Any],
+    tell: Progress,
+    *,
+    seed: int,
+    chains: int,
+    draws: int,
+    tune: int,
+    target_accept: float,
+    sampler: str,
+    low_rank: bool,
+    compile: bool,
+    dtype: str,
+) -> Posterior:
+    """Run NUTS and wrap the result."""
+    from zoo.inference import nuts
+
+    if sampler not in ("nutpie", "pyro"):
+        raise UnknownNameError(f"sampler '{sampler}' is unknown; allowed: nutpie, pyro")
+    found = nuts.sample(
+        pair.model,
+        common["data"].train,
+        chains=chains,
+        warmup=tune,
+        draws=draws,
+        seed=seed,
+        target_accept=target_accept,
+        low_rank_mass_matrix=low_rank,
+        dtype=dtype,
+        compile=compile,
+        sampler=sampler,
+        progress=tell,
+    )
+    _say_once(common["name"], str(found.info.get("reason", "")) if compile else "")
+    info = dict(about) | dict(found.info) | {"seed": seed, "chains": chains, "draws": draws, "tune": tune, "sampler": sampler}
+    return Posterior(pair=pair, chains=found.chains, sample_stats=found.stats, info=info, **common)
+
+
+# ------------------------------------------------------------------------------------------------- arguments
+def _dataset(data: Any, method: Method[Any] | None) -> Dataset:
+    from zoo import datasets
+
+    if data is None:
+        if method is None:
+            raise DataError("a pair needs data: pass a Dataset or a batch")
+        return datasets.load(method.default_data)
+    if isinstance(data, str):
+        return datasets.load(data)
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, Mapping):
+        batch = {str(k): v if isinstance(v, Tensor) else torch.as_tensor(v) for k, v in data.items()}
+        if not batch:
+            raise DataError("the batch is empty; it needs at least one tensor")
+        bad = [k for k, v in batch.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if bad:
+            raise DataError(f"batch entry '{bad[0]}' holds NaN or infinite values")
+        return Dataset(name="batch", task="", train=batch)
+    raise DataError(f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, or a batch of tensors")
+
+
+def _hyper(method: Method[Any] | None, hyper: Any) -> Any:
+    if method is None:
+        if hyper is not None:
+            raise PairError("a pair has no hyper-parameters; build it with those that you want")
+        return None
+    if hyper is None:
+        return method.hyper()
+    if isinstance(hyper, Mapping):
+        return hyper_from_json(method.hyper, hyper)
+    if not isinstance(hyper, method.hyper):
+        raise DataError(f"hyper is a {type(hyper).__name__}; {method.name} takes its own {method.hyper.__name__}")
+    return hyper
+
+
+def _engine(engine: str | None, method: Method[Any] | None, pair: Any) -> str:
+    if engine is None:
+        return method.engines[0] if method is not None else "svi" if pair.guide is not None else "nuts"
+    if engine not in _ENGINES:
+        raise UnknownNameError(f"engine '{engine}' is unknown{suggest(engine, _ENGINES)}")
+    if method is not None and engine not in method.engines:
+        raise PairError(f"{method.name} cannot be fitted by '{engine}'; allowed: {', '.join(method.engines)}")
+    return engine
+
+
+def _check_numbers(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise DataError(f"{name} is {value!r}; allowed: a whole number from 1")
+
+
+def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """Put the user's options over the method's recipe and check their ranges."""
+    given = {k: v for k, v in options.items() if v is not None}
+    if given.get("batch_size") == 0:
+        given["batch_size"] = None
+    recipe = dataclasses.replace(base, **given)
+    for field, allowed in (("optimizer", ("adam", "adamw", "sgd")), ("schedule", ("constant", "cosine", "linear", "exponential"))):
+        if getattr(recipe, field) not in allowed:
+            raise UnknownNameError(f"{field} '{getattr(recipe, field)}' is unknown{suggest(str(getattr(recipe, field)), allowed)}")
+    if not 0 < recipe.learning_rate < float("inf"):
+        raise DataError(f"learning_rate is {recipe.learning_rate}; allowed: a positive number")
+    for field in ("warmup", "kl_warmup"):
+        if not 0 <= getattr(recipe, field) <= 1:
+            raise DataError(f"{field} is {getattr(recipe, field)}; allowed: a fraction of the steps, 0 to 1")
+    if recipe.clip_norm is not None and not recipe.clip_norm > 0:
+        raise DataError(f"clip_norm is {recipe.clip_norm}; allowed: a positive number")
+    if recipe.weight_decay < 0:
+        raise DataError(f"weight_decay is {recipe.weight_decay}; allowed: 0 or more")
+    if recipe.batch_size is not None and recipe.batch_size < 1:
+        raise DataError(f"batch_size is {recipe.batch_size}; allowed: 1 or more rows, or 0 for all")
+    return recipe
+
+
+def _particles(pair: Pair, num: int | None) -> Pair:
+    from zoo.types import Elbo
+
+    if num is None:
+        return pair
+    if num < 1:
+        raise DataError(f"num_particles is {num}; allowed: 1 or more")
+    if not isinstance(pair.objective, Elbo):
+        raise PairError("num_particles applies to a pair whose objective is one ELBO; this one has several losses")
+    return pair._replace(objective=dataclasses.replace(pair.objective, num_particles=num))
+
+
+def _settled(losses: Tensor, window: int, patience: int = 3) -> bool:
+    """Decide whether the last windows improved by less than twice the standard error of a window's mean."""
+    if len(losses) < (patience + 1) * window:
+        return False
+    blocks = losses[-(patience + 1) * window :].double().view(patience + 1, window)
+    before, after = blocks[0].mean(), blocks[-1].mean()
+    # Neighbouring losses are correlated, so the error of a mean is taken from means of ten sub-blocks.
+    parts = blocks.view(patience + 1, 10, -1).mean(-1) if window % 10 == 0 else blocks
+    error = parts.std(-1).mean() / parts.shape[-1] ** 0.5
+    return bool(before - after < 2 * error)
+
+
+def _fingerprint(data: Dataset) -> str:
+    from zoo.datasets import fingerprint
+
+    return fingerprint(data)
+
+
+# -------------------------------------------------------------------------------------------------- surroundings
+_told: set[str] = set()
+
+
+def _say_once(name: str, reason: str) -> None:
+    """Warn once per process and reason that a pair runs eagerly."""
+    if reason and reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"{name} runs eagerly, several times slower: {reason}", RuntimeWarning, stacklevel=4)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on.
+
+    Returns:
+        Package -> version.
+    """
+    found = {"python": sys.version.split()[0]}
+    for package in ("pyro-zoo", "torch", "pyro-ppl", "numpy", "arviz", "nutpie"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "source"
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def trainer_layout(pair: Pair, data: Dataset, *, dtype: torch.dtype, device: torch.device) -> Layout:
+    """Return the layout of a pair on its data, for a posterior that is loaded.
+
+    Args:
+        pair: The pair.
+        data: Its data.
+        dtype: Of the parameters.
+        device: Where.
+
+    Returns:
+        The layout that a fit would have.
+    """
+    recipe = Recipe(steps=1, batch_size=min(8, data.num_data))
+    with _quiet():
+        return Trainer(pair, data.train, whole=data.whole, recipe=recipe, dtype=dtype, device=device, compile=False).layout
