@@ -212,8 +212,8 @@ def _standardise_target(y: NDArray[Any], column: Column, parts: NDArray[np.int8]
         raise DataError(
             f"target '{column.name}' has the one value {train[0]:g} in all training rows; there is nothing to learn"
         )
-    column = replace(column, mean=float(train.mean()), scale=float(train.std()))
-    return (y - column.mean) / column.scale, column
+    standard, mean, scale = _standardise(y, train, f"target '{column.name}'")
+    return standard, replace(column, mean=mean, scale=scale)
 
 
 # --------------------------------------------------------------------------------------------------- features
@@ -232,11 +232,7 @@ def _encode_features(frame: pd.DataFrame, parts: NDArray[np.int8]) -> tuple[NDAr
             if seen.max() == seen.min():
                 constant.append(feature)
                 continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                mean, scale = float(seen.mean()), float(seen.std())
-                standard = (value - mean) / scale
-            if not np.isfinite(standard.astype(np.float32)).all() or not math.isfinite(scale):
-                raise DataError(f"column '{name}' spans too wide a range (up to {np.abs(value).max():g}); rescale it")
+            standard, mean, scale = _standardise(value, seen, f"column '{name}'")
             values.append(standard)
             columns.append(Column(name=feature, mean=mean, scale=scale, categories=categories, source=name))
     if constant:
@@ -303,6 +299,25 @@ def _encode_images(images: NDArray[Any]) -> tuple[NDArray[Any], tuple[Column, ..
 
 
 # ------------------------------------------------------------------------------------------------------ values
+def _standardise(values: NDArray[Any], train: NDArray[Any], what: str) -> tuple[NDArray[Any], float, float]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = _moments(train)
+        standard = (values - mean) / scale
+        representable = math.isfinite(scale) and scale > 0 and np.isfinite(standard.astype(np.float32)).all()
+    if not representable:
+        raise DataError(f"{what} spans too wide or too narrow a range, up to {np.abs(values).max():g}; rescale it")
+    return standard, mean, scale
+
+
+# Exactly rounded sums, so that the same table has the same fingerprint on every processor.
+def _moments(values: NDArray[Any]) -> tuple[float, float]:
+    try:
+        mean = math.fsum(values.tolist()) / len(values)
+        return mean, math.sqrt(math.fsum(((values - mean) ** 2).tolist()) / len(values))
+    except OverflowError:
+        return math.nan, math.inf
+
+
 def _is_text(series: pd.Series) -> bool:
     kinds = pd.api.types
     return bool(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from zoo.errors import PairError
@@ -112,7 +113,7 @@ def continuous_scores(prediction: Prediction, y: Tensor, *, site: str = "y", sca
     if samples is not None and samples.shape[0] > 1:
         scores["crps"] = crps(samples, y) * scale
         for level in (0.5, 0.9):
-            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-            low, high = torch.quantile(samples, tails, dim=0)
-            scores[f"coverage_{round(100 * level)}"] = float(((low <= y) & (y <= high)).double().mean())
+            low, high = np.quantile(samples.numpy(), [(1 - level) / 2, (1 + level) / 2], axis=0)
+            inside = (low <= y.numpy()) & (y.numpy() <= high)
+            scores[f"coverage_{round(100 * level)}"] = float(inside.mean())
     return scores

@@ -65,7 +65,8 @@ def probabilities(prediction: Prediction, rows: int, *, site: str = "y") -> Tens
             raise PairError(
                 f"site '{site}': probs of shape {tuple(probs.shape)}; (draws, {rows}, classes) was expected"
             )
-        return probs.detach().to("cpu", torch.float64).mean(0)
+        mean: Tensor = probs.detach().to("cpu", torch.float64).mean(0)
+        return mean
     _, means, _ = pick(prediction, site, rows)
     if means is None:
         raise PairError(f"the prediction has neither class probabilities nor means at site '{site}'")
@@ -143,8 +144,8 @@ def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, f
 
     Returns:
         ``error``, ``accuracy``, ``nll`` (nats per row), ``brier`` and ``ece``; for two classes, both present, also
-        ``auroc``. A class that was given the probability zero counts with the smallest float64 in ``nll``, so that it
-        stays finite.
+        ``auroc``. ``nll`` is taken from the log densities of the prediction where it has them; else from the
+        probabilities, of which a zero counts as the smallest float64.
 
     Raises:
         PairError: If the prediction is no prediction of these classes.

@@ -31,9 +31,8 @@ def check(dataset: Dataset) -> None:
         rows(dataset, split, ("y", "sigma"))
         bad = int((batch["sigma"] <= 0).sum())
         if bad:
-            raise DataError(
-                f"data set '{dataset.name}', {split} split: entry 'sigma' has {bad} standard errors that are not positive"
-            )
+            where = f"data set '{dataset.name}', {split} split"
+            raise DataError(f"{where}: entry 'sigma' has {bad} standard errors that are not positive")
 
 
 def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, float]:
