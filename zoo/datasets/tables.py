@@ -300,7 +300,7 @@ def _encode_images(images: NDArray[Any]) -> tuple[NDArray[Any], tuple[Column, ..
 
 # ------------------------------------------------------------------------------------------------------ values
 def _standardise(values: NDArray[Any], train: NDArray[Any], what: str) -> tuple[NDArray[Any], float, float]:
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         mean, scale = _moments(train)
         standard = (values - mean) / scale
         representable = math.isfinite(scale) and scale > 0 and np.isfinite(standard.astype(np.float32)).all()
