@@ -65,6 +65,7 @@ def test_every_form_reads_the_same(form, tmp_path):
         assert torch.equal(data.train[key], expected.train[key])
     assert data.name == ("data" if form in ("frame", "dict", "tensors") else "mine")
     assert data.origin == "user"
+    assert data.source == (source.name if source is path else "")
 
 
 def test_arrays_x_and_y(tmp_path):
@@ -212,6 +213,7 @@ def test_constant_columns_are_dropped_with_a_warning():
     with pytest.warns(UserWarning, match="one value in all training rows: one, land"):
         data = zoo.datasets.read(table().assign(one=1.0, land="DE"), "y")
     assert "one" not in data.coords["feature"]
+    assert not [name for name in data.coords["feature"] if name.startswith("land")]
 
 
 def test_row_numbers_of_a_written_index_are_dropped(tmp_path):
@@ -224,6 +226,30 @@ def test_row_numbers_of_a_written_index_are_dropped(tmp_path):
 def test_named_columns_are_dropped():
     assert "city=Ulm" not in zoo.datasets.read(table(), "y", drop=["city"]).coords["feature"]
     refused("column 'ctiy' to drop is unknown; did you mean 'city'", table(), "y", drop=["ctiy"], kind=UnknownNameError)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda f: f["city"].astype("category"),
+        lambda f: f["city"].astype(object),
+        lambda f: f["city"].astype("string"),
+    ],
+)
+def test_every_kind_of_text_is_a_category(column):
+    frame = table()
+    same = zoo.datasets.read(frame.assign(city=column), "y")
+    assert same.columns == zoo.datasets.read(frame, "y").columns
+
+
+@pytest.mark.parametrize("dtype", [object, "Int64", "int8", "float32", "Float64"])
+def test_every_kind_of_number_is_a_number(dtype):
+    frame = table()
+    same = zoo.datasets.read(frame.assign(age=frame["age"].astype(dtype)), "y")
+    assert torch.equal(same.train["x"], zoo.datasets.read(frame, "y").train["x"])
+    frame["age"] = frame["age"].astype(dtype)
+    frame.loc[3, "age"] = None
+    refused(r"1 missing \(NaN\) in age \(1\)", frame, "y")
 
 
 # ---------------------------------------------------------------------------------------------------- splits
@@ -455,7 +481,12 @@ def test_too_many_categories():
 
 def test_numbers_as_text():
     frame = table().assign(age=lambda f: f["age"].astype(str).where(f.index > 0, "?"))
-    refused(r"'age' holds numbers as text, but also '\?'", frame, "y")
+    refused(r"'age' holds numbers as text, some of which cannot be read: '\?';", frame, "y")
+
+
+def test_decimal_commas(tmp_path):
+    table().to_csv(tmp_path / "a.csv", sep=";", decimal=",", index=False)
+    refused("'income' holds numbers as text, some of which cannot be read: '[0-9]+,[0-9]+'", tmp_path / "a.csv", "age")
 
 
 def test_dates():

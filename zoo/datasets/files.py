@@ -39,12 +39,14 @@ class Raw:
         frame: Named columns, one line per row.
         images: ``(rows, channels, height, width)``, when the entry ``x`` held images; else ``None``.
         parts: Split of each row where the source says it (``x_train``, ``x_test``); else ``None``.
+        source: Name of the file; empty for an object.
     """
 
     name: str
     frame: pd.DataFrame
     images: NDArray[Any] | None = None
     parts: NDArray[np.int8] | None = None
+    source: str = ""
 
 
 def open_table(source: Table) -> Raw:
@@ -65,9 +67,9 @@ def open_table(source: Table) -> Raw:
             twice, or the arrays do not fit each other.
     """
     if isinstance(source, str | Path):
-        raw = _from_path(Path(source))
+        raw = replace(_from_path(Path(source)), source=Path(source).name)
     elif isinstance(source, pd.DataFrame):
-        raw = Raw(name="data", frame=source.reset_index(drop=True).rename(columns=str))
+        raw = Raw(name="data", frame=source.reset_index(drop=True).set_axis([str(c) for c in source.columns], axis=1))
     elif isinstance(source, Mapping):
         raw = _from_arrays("data", source)
     else:

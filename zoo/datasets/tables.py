@@ -116,6 +116,7 @@ def read(
         target=column,
         dims={"x": ("datum", "feature"), "y": ("datum",)},
         coords=coords,
+        source=raw.source,
         extra=extra,
     )
 
@@ -269,12 +270,12 @@ def _raw_features(series: pd.Series, categories: tuple[str, ...] | None) -> dict
 
 def _categories(series: pd.Series) -> tuple[str, ...]:
     labels = sorted(set(_label_text(series)))
-    numeric = pd.to_numeric(pd.Series(labels, dtype=object), errors="coerce").notna().to_numpy()
+    numeric = np.array([_is_number(label.replace(",", ".")) for label in labels])
     if numeric.sum() > _MAX_INFERRED_CLASSES and numeric.mean() >= 0.9:
-        odd = [label for label, number in zip(labels, numeric, strict=True) if not number]
+        odd = [label for label in labels if not _is_number(label)]
         raise DataError(
             f"column '{series.name}' holds numbers as text"
-            + (f", but also {', '.join(map(repr, odd[:5]))}" if odd else "")
+            + (f", some of which cannot be read: {', '.join(map(repr, odd[:5]))}" if odd else "")
             + "; correct those values or drop the column"
         )
     if len(labels) > MAX_CATEGORIES:

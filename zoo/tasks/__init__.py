@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from zoo.errors import UnknownNameError, suggest
 
 if TYPE_CHECKING:
-    from zoo.inference.posterior import Prediction
+    from zoo.inference.predictive import Prediction
     from zoo.types import Batch, Dataset
 
 __all__ = ["Task", "get", "names"]

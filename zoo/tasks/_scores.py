@@ -13,7 +13,7 @@ from zoo.errors import PairError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.inference.posterior import Prediction
+    from zoo.inference.predictive import Prediction
 
 __all__ = ["continuous_scores", "crps", "mean_log_score", "pick"]
 

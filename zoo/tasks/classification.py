@@ -14,7 +14,7 @@ from zoo.tasks._scores import mean_log_score, pick
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoo.inference.posterior import Prediction
+    from zoo.inference.predictive import Prediction
     from zoo.types import Batch, Dataset
 
 __all__ = ["TASK", "auroc", "brier", "check", "expected_calibration_error", "probabilities", "score"]

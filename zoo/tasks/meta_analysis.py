@@ -10,7 +10,7 @@ from zoo.tasks._checks import entry, rows, splits
 from zoo.tasks._scores import continuous_scores
 
 if TYPE_CHECKING:
-    from zoo.inference.posterior import Prediction
+    from zoo.inference.predictive import Prediction
     from zoo.types import Batch, Dataset
 
 __all__ = ["TASK", "check", "score"]
