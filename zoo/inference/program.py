@@ -326,10 +326,22 @@ def _modules(roots: Iterable[Any]) -> Iterator[nn.Module]:
             todo += [item.__self__, item.__func__]
         elif inspect.isfunction(item):
             todo += [c.cell_contents for c in item.__closure__ or () if _filled(c)]
+            todo += [
+                v for v in _globals(item) if isinstance(v, nn.Module) or getattr(v, "__module__", "") == item.__module__
+            ]
             if hasattr(item, "__wrapped__"):
                 todo.append(item.__wrapped__)
         elif isinstance(item, Messenger) or (callable(item) and hasattr(item, "__dict__")):
             todo += list(vars(item).values())
+
+
+def _globals(function: types.FunctionType) -> Iterator[Any]:
+    """Yield the global values that a function's code, nested functions included, reads by name."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        yield from (function.__globals__[n] for n in code.co_names if n in function.__globals__)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
 
 
 def _filled(cell: Any) -> bool:

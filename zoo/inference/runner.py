@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import os
 import platform
 import sys
@@ -227,7 +228,14 @@ def _descend(
     data: Dataset = common["data"]
     tell(ProgressEvent("compiling", 0, recipe.steps, label))
     trainer = Trainer(
-        pair, data.train, whole=data.whole, recipe=recipe, seed=seed, dtype=_DTYPES[dtype], device=device, compile=compile
+        pair,
+        data.train,
+        whole=data.whole,
+        recipe=recipe,
+        seed=seed,
+        dtype=_DTYPES[dtype],
+        device=device,
+        compile=compile,
     )
     _say_once(common["name"], trainer.program.reason if compile else "")
     if checkpoint is not None and resume:
@@ -311,7 +319,11 @@ def _sample(
         progress=tell,
     )
     _say_once(common["name"], str(found.info.get("reason", "")) if compile else "")
-    info = dict(about) | dict(found.info) | {"seed": seed, "chains": chains, "draws": draws, "tune": tune, "sampler": sampler}
+    info = (
+        dict(about)
+        | dict(found.info)
+        | {"seed": seed, "chains": chains, "draws": draws, "tune": tune, "sampler": sampler}
+    )
     return Posterior(pair=pair, chains=found.chains, sample_stats=found.stats, info=info, **common)
 
 
@@ -374,9 +386,14 @@ def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
     if given.get("batch_size") == 0:
         given["batch_size"] = None
     recipe = dataclasses.replace(base, **given)
-    for field, allowed in (("optimizer", ("adam", "adamw", "sgd")), ("schedule", ("constant", "cosine", "linear", "exponential"))):
+    for field, allowed in (
+        ("optimizer", ("adam", "adamw", "sgd")),
+        ("schedule", ("constant", "cosine", "linear", "exponential")),
+    ):
         if getattr(recipe, field) not in allowed:
-            raise UnknownNameError(f"{field} '{getattr(recipe, field)}' is unknown{suggest(str(getattr(recipe, field)), allowed)}")
+            raise UnknownNameError(
+                f"{field} '{getattr(recipe, field)}' is unknown{suggest(str(getattr(recipe, field)), allowed)}"
+            )
     if not 0 < recipe.learning_rate < float("inf"):
         raise DataError(f"learning_rate is {recipe.learning_rate}; allowed: a positive number")
     for field in ("warmup", "kl_warmup"):
@@ -422,13 +439,10 @@ def _fingerprint(data: Dataset) -> str:
 
 
 # -------------------------------------------------------------------------------------------------- surroundings
-_told: set[str] = set()
-
-
+@functools.cache
 def _say_once(name: str, reason: str) -> None:
-    """Warn once per process and reason that a pair runs eagerly."""
-    if reason and reason not in _told:
-        _told.add(reason)
+    """Warn, once per method and reason in a process, that a pair runs eagerly."""
+    if reason:
         warnings.warn(f"{name} runs eagerly, several times slower: {reason}", RuntimeWarning, stacklevel=4)
 
 
@@ -468,4 +482,6 @@ def trainer_layout(pair: Pair, data: Dataset, *, dtype: torch.dtype, device: tor
     """
     recipe = Recipe(steps=1, batch_size=min(8, data.num_data))
     with _quiet():
-        return Trainer(pair, data.train, whole=data.whole, recipe=recipe, dtype=dtype, device=device, compile=False).layout
+        return Trainer(
+            pair, data.train, whole=data.whole, recipe=recipe, dtype=dtype, device=device, compile=False
+        ).layout

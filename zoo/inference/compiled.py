@@ -1,0 +1,173 @@
+"""``zoo.compile_svi``: a compiled ``SVI.step`` for any Pyro pair, also one that is not of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from zoo.errors import PairError
+from zoo.inference.objectives import to_pyro
+from zoo.inference.program import LOCK, Layout, Program, _modules, _stateless, compile_function, pyro_world
+from zoo.types import Elbo
+
+__all__ = ["CompiledSVI", "compile_svi"]
+
+
+class CompiledSVI:
+    """What :func:`compile_svi` returns: ``step(*args, **kwargs)`` takes one optimiser step and returns the loss.
+
+    Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once.
+    Numbers that model or guide read from elsewhere (a global, an attribute) are frozen at that first call: hand what
+    changes between steps in as a tensor.
+
+    Args:
+        model: Any Pyro model.
+        guide: Its guide.
+        loss: One of Pyro's estimators, or an :class:`~zoo.types.Elbo`.
+        optim: One of :mod:`pyro.optim`'s optimisers.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO, optim: PyroOptim) -> None:
+        self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
+        self._programs: dict[Any, tuple[Layout, Program]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take one step.
+
+        Args:
+            *args: Arguments of model and guide.
+            **kwargs: Likewise.
+
+        Returns:
+            The loss before the step, a scalar tensor.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [v for v in leaves if isinstance(v, Tensor)]
+        key = (str(spec), torch.get_default_dtype(), *(_describe(v) for v in leaves))
+        with LOCK:
+            store = pyro.get_param_store()
+            found = self._programs.get(key)
+            if found is None or any(n not in store._params for n in found[0].names):
+                found = self._programs[key] = self._trace(leaves, spec, tensors)
+            layout, program = found
+            params = [store._params[n] for n in layout.names]
+            buffers = [module._buffers[k] for module, k in layout.buffers.values()]
+            with pyro_world():
+                loss, *rest = program.call(*[p.detach() for p in params], *buffers, *tensors)
+            for parameter, gradient in zip(params, rest, strict=False):
+                parameter.grad = gradient
+            for buffer, new in zip(buffers, rest[len(params) :], strict=True):
+                buffer.copy_(new)  # type: ignore[union-attr]
+            self.optim(set(params))
+            pyro.infer.util.zero_grads(set(params))
+        return loss  # type: ignore[no-any-return]
+
+    @property
+    def reason(self) -> str:
+        """Why the latest program runs eagerly; empty if it is compiled."""
+        return next(reversed(self._programs.values()))[1].reason if self._programs else ""
+
+    def _trace(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> tuple[Layout, Program]:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        rng = torch.get_rng_state()
+        modules = tuple(_modules((self.model, self.guide)))
+        versions = {
+            (id(m), k): (b._version, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None
+        }
+        with poutine.trace(param_only=True) as capture:
+            self.loss.loss(self.model, self.guide, *args, **kwargs)
+        torch.set_rng_state(rng)
+        store = pyro.get_param_store()
+        names = tuple(capture.trace.nodes)
+        if not names:
+            raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
+        modules = tuple(_modules((self.model, self.guide)))
+        buffers = {}
+        for i, module in enumerate(modules):
+            for key, buffer in module._buffers.items():
+                old = versions.get((id(module), key))
+                if buffer is not None and old is not None and buffer._version != old[0]:
+                    with torch.no_grad():
+                        buffer.copy_(old[1])
+                    buffers[f"{i}.{key}"] = (module, key)
+        layout = Layout(
+            names=names,
+            values={},
+            constraints={n: _stateless(store._constraints[n]) for n in names},
+            aliases={n: store._params[n] for n in names},
+            modules=modules,
+            buffers=buffers,
+        )
+
+        def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
+            count, middle = len(names), len(names) + len(buffers)
+            own = [v.detach().requires_grad_(True) for v in inputs[:count]]
+            kept = [b.clone() for b in inputs[count:middle]]
+            rest = iter(inputs[middle:])
+            filled = [next(rest) if isinstance(v, Tensor) else v for v in leaves]
+            inner_args, inner_kwargs = pytree.tree_unflatten(filled, spec)
+            with layout.bind(own, kept, tracing=tracing):
+                loss = self.loss.loss_and_grads(self.model, self.guide, *inner_args, **inner_kwargs)
+                held = [pyro.get_param_store()._params[n] for n in names]
+            loss = torch.as_tensor(loss, dtype=own[0].dtype).detach()
+            grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in held]
+            return (loss, *grads, *kept)
+
+        example = [store._params[n].detach() for n in names]
+        example += [module._buffers[key] for module, key in buffers.values()]  # type: ignore[misc]
+        with pyro_world():
+            program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
+        return layout, program
+
+
+def compile_svi(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    loss: ELBO | Elbo | None = None,
+    optim: PyroOptim | None = None,
+) -> CompiledSVI:
+    """Compile a pair's SVI step; use it as ``SVI(model, guide, optim, loss).step``.
+
+    Parameters live in Pyro's current store, before and after, as with ``SVI.step``::
+
+        step = zoo.compile_svi(model, guide, loss=Trace_ELBO(), optim=pyro.optim.Adam({"lr": 1e-2}))
+        for x, y in batches:
+            loss = step(x, y)
+
+    Args:
+        model: Any Pyro model.
+        guide: Its guide.
+        loss: One of Pyro's estimators; ``Trace_ELBO()`` if ``None``.
+        optim: One of :mod:`pyro.optim`'s optimisers; ``Adam({"lr": 1e-3})`` if ``None``.
+
+    Returns:
+        The step.
+
+    Raises:
+        PairError: If ``optim`` is not one of Pyro's optimisers.
+    """
+    if isinstance(loss, Elbo):
+        loss = to_pyro(loss)
+    optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else optim
+    if not isinstance(optim, PyroOptim):
+        raise PairError(f"optim is a {type(optim).__name__}; allowed: an optimiser of pyro.optim")
+    return CompiledSVI(model, guide, loss if loss is not None else Trace_ELBO(), optim)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, str(value.device)
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return type(value).__name__, value
