@@ -1,0 +1,674 @@
+"""What samples chains: nutpie over a potential, in threads of this process or in processes of their own.
+
+A potential is a graph ``graph(flat, *constants) -> (log density, gradient)``. Compiled ahead of time to a library, it
+is called by nutpie through a C function, without Python and its interpreter lock, so that chains run as threads. A
+graph that has to be called through Python runs as ``python -m zoo.inference._nuts_worker FOLDER``: one process per
+core, which reads the numbers of chains from its standard input and answers in JSON lines; it needs no model code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "Chain",
+    "Compiled",
+    "Options",
+    "Python",
+    "Running",
+    "build_library",
+    "chain_seed",
+    "finished",
+    "library_path",
+    "needs_runtime",
+    "result",
+    "start",
+]
+
+STATS = {
+    "diverging": "diverging",
+    "energy": "energy",
+    "logp": "lp",
+    "depth": "tree_depth",
+    "mean_tree_accept": "acceptance_rate",
+    "step_size": "step_size",
+    "n_steps": "n_steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of one run, the same for every chain.
+
+    Args:
+        warmup: Iterations of adaptation, not kept.
+        draws: Kept iterations.
+        seed: Seed of the run; chain ``k`` uses the stream of ``(seed, k)``.
+        target_accept: Acceptance rate that the step size is adapted to.
+        max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
+        low_rank: Adapt a low-rank plus diagonal metric in place of a diagonal one.
+    """
+
+    warmup: int
+    draws: int
+    seed: int
+    target_accept: float
+    max_treedepth: int
+    low_rank: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """How far a chain is.
+
+    Args:
+        chain: Its number, from 0.
+        draws: Iterations done, warm-up included.
+        total: Iterations in all.
+        divergences: Divergent trajectories so far.
+        step_size: Current step size.
+        leapfrogs: Gradient evaluations of the latest draw.
+    """
+
+    chain: int
+    draws: int
+    total: int
+    divergences: int
+    step_size: float
+    leapfrogs: int
+
+
+def chain_seed(seed: int, chain: int) -> int:
+    """Return the seed of one chain, which depends on nothing else.
+
+    Args:
+        seed: Seed of the run.
+        chain: Number of the chain.
+
+    Returns:
+        An integer of 63 bits.
+    """
+    return int(np.random.SeedSequence([seed, chain]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+# ------------------------------------------------------------------------------------------------- a library
+# Called by nutpie from a thread of its own: x -> log density and gradient. Return codes are nutpie's: 0 fine, above 0 a
+# point outside the support (counted as a divergence), below 0 a failure that ends the chain.
+_BRIDGE = r"""
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <dlfcn.h>
+#include <vector>
+
+typedef struct AtenTensorOpaque* Tensor;
+extern "C" {
+int32_t aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t,
+                                           int32_t, Tensor*);
+int32_t aoti_torch_new_tensor_handle(Tensor, Tensor*);
+int32_t aoti_torch_delete_tensor_object(Tensor);
+int32_t aoti_torch_get_data_ptr(Tensor, void**);
+int32_t aoti_torch_device_type_cpu();
+void omp_set_num_threads(int) __attribute__((weak));
+}
+typedef int32_t (*Create)(void**, size_t, const char*, const char*);
+typedef int32_t (*Run)(void*, Tensor*, size_t, Tensor*, size_t, void*, void*);
+typedef int32_t (*Delete)(void*);
+
+struct Potential {
+  void* container = nullptr;
+  Run run = nullptr;
+  Delete remove = nullptr;
+  int32_t dtype = 0;
+  bool single = false;
+  std::vector<float> narrow;
+  std::vector<Tensor> constants, inputs;
+};
+
+static Tensor view(void* data, int64_t dims, const int64_t* sizes, int32_t dtype) {
+  std::vector<int64_t> strides(dims);
+  int64_t stride = 1;
+  for (int64_t d = dims - 1; d >= 0; d--) { strides[d] = stride; stride *= sizes[d]; }
+  Tensor result = nullptr;
+  if (aoti_torch_create_tensor_from_blob(data, dims, sizes, strides.data(), 0, dtype, aoti_torch_device_type_cpu(), 0,
+                                         &result)) return nullptr;
+  return result;
+}
+
+extern "C" void potential_delete(Potential* p) {
+  for (Tensor t : p->constants) if (t) aoti_torch_delete_tensor_object(t);
+  if (p->container) p->remove(p->container);
+  delete p;
+}
+
+extern "C" Potential* potential_new(const char* path, int64_t size, int32_t dtype, int32_t single, int64_t count,
+                                    void** data, const int64_t* dims, const int64_t* sizes, const int32_t* dtypes) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) return nullptr;
+  Create create = (Create)dlsym(library, "AOTInductorModelContainerCreateWithDevice");
+  Run run = (Run)dlsym(library, "AOTInductorModelContainerRunSingleThreaded");
+  if (!run) run = (Run)dlsym(library, "AOTInductorModelContainerRun");
+  Delete remove = (Delete)dlsym(library, "AOTInductorModelContainerDelete");
+  if (!create || !run || !remove) return nullptr;
+  Potential* p = new Potential;
+  p->run = run; p->remove = remove; p->dtype = dtype; p->single = single != 0;
+  if (p->single) p->narrow.resize(size);
+  if (create(&p->container, 1, "cpu", nullptr)) { p->container = nullptr; potential_delete(p); return nullptr; }
+  for (int64_t i = 0; i < count; i++) {
+    p->constants.push_back(view(data[i], dims[i], sizes, dtypes[i]));
+    if (!p->constants.back()) { potential_delete(p); return nullptr; }
+    sizes += dims[i];
+  }
+  p->inputs.resize(1 + count);
+  return p;
+}
+
+extern "C" int64_t potential_evaluate(uint64_t size, double* x, double* gradient, double* value, void* user) {
+  static thread_local bool first = true;
+  if (first && omp_set_num_threads) { omp_set_num_threads(1); first = false; }
+  Potential* p = (Potential*)user;
+  int64_t length = (int64_t)size;
+  for (int64_t i = 0; p->single && i < length; i++) p->narrow[i] = (float)x[i];
+  p->inputs[0] = view(p->single ? (void*)p->narrow.data() : (void*)x, 1, &length, p->dtype);
+  if (!p->inputs[0]) return -1;
+  for (size_t i = 0; i < p->constants.size(); i++)
+    if (aoti_torch_new_tensor_handle(p->constants[i], &p->inputs[i + 1])) return -2;
+  Tensor out[2] = {nullptr, nullptr};
+  if (p->run(p->container, p->inputs.data(), p->inputs.size(), out, 2, nullptr, nullptr)) return -3;
+  void *v = nullptr, *g = nullptr;
+  if (aoti_torch_get_data_ptr(out[0], &v) || aoti_torch_get_data_ptr(out[1], &g)) return -4;
+  bool fine = true;
+  if (p->single) {
+    *value = *(float*)v;
+    for (int64_t i = 0; i < length; i++) gradient[i] = ((float*)g)[i];
+  } else {
+    *value = *(double*)v;
+    std::memcpy(gradient, g, size * sizeof(double));
+  }
+  aoti_torch_delete_tensor_object(out[0]);
+  aoti_torch_delete_tensor_object(out[1]);
+  for (int64_t i = 0; i < length; i++) fine = fine && std::isfinite(gradient[i]);
+  return !fine ? 3 : !std::isfinite(*value) ? 4 : 0;
+}
+
+extern "C" int64_t potential_expand(uint64_t size, uint64_t expanded, double* x, double* out, void*) {
+  if (size != expanded) return -1;
+  std::memcpy(out, x, size * sizeof(double));
+  return 0;
+}
+"""
+
+# c10::ScalarType, part of torch's stable C interface.
+_SCALAR_TYPES = {
+    torch.uint8: 0,
+    torch.int8: 1,
+    torch.int16: 2,
+    torch.int32: 3,
+    torch.int64: 4,
+    torch.float16: 5,
+    torch.float32: 6,
+    torch.float64: 7,
+    torch.bool: 11,
+    torch.bfloat16: 15,
+}
+
+
+def _cache() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    folder = Path(cache_dir()) / "pyro_zoo"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(*parts: Any) -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    world = (torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), get_cpp_compiler())
+    return hashlib.sha256(repr((world, parts)).encode()).hexdigest()[:40]
+
+
+def _compiler_output(error: subprocess.CalledProcessError) -> str:
+    text = error.stderr if isinstance(error.stderr, str) else ""
+    return (text.strip().splitlines() or [f"exit status {error.returncode}"])[0][:300]
+
+
+def _bridge() -> Path:
+    """Build, or find in inductor's cache folder, the C functions that nutpie calls.
+
+    Returns:
+        The library.
+
+    Raises:
+        RuntimeError: If the C++ compiler fails.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    path = _cache() / f"bridge-{_key(_BRIDGE)}.so"
+    if path.exists():
+        return path
+    libraries = Path(torch.__file__).parent / "lib"
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source, built = Path(folder) / "bridge.cpp", Path(folder) / "bridge.so"
+        source.write_text(_BRIDGE, encoding="utf-8")
+        command = [get_cpp_compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(built)]
+        command += [f"-L{libraries}", "-ltorch_cpu", "-ldl"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"the C++ compiler failed: {_compiler_output(error)}") from error
+        os.replace(built, path)
+    return path
+
+
+def library_path(graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> Path:
+    """Return where the library of this graph lies or will lie.
+
+    Args:
+        graph: The potential.
+        size: Length of its first input.
+        dtype: Type of its first input.
+        constants: Its other inputs; only their shapes and types enter the library.
+
+    Returns:
+        A path in inductor's cache folder.
+    """
+    shapes = [(tuple(c.shape), c.stride(), str(c.dtype)) for c in constants]
+    return _cache() / f"potential-{_key(graph.code, size, str(dtype), shapes)}.so"
+
+
+def build_library(graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> Path:
+    """Compile a potential ahead of time, once; the next time it is found in inductor's cache folder.
+
+    Args:
+        graph: The potential.
+        size: Length of its first input.
+        dtype: Type of its first input.
+        constants: Its other inputs.
+
+    Returns:
+        The library.
+    """
+    path = library_path(graph, size, dtype, constants)
+    if not path.exists():
+        example = (torch.zeros(size, dtype=dtype), *constants)
+        options = {"cpp.threads": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            built = torch._inductor.aot_compile(graph, example, options=options)
+        fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        shutil.copyfile(str(built), fresh)
+        os.replace(fresh, path)
+    return path
+
+
+def needs_runtime(library: Path) -> bool:
+    """Return whether a library calls operations through torch's Python runtime, which the C functions cannot serve.
+
+    Args:
+        library: As of :func:`build_library`.
+
+    Returns:
+        True if it does.
+    """
+    return b"aoti_torch_proxy_executor_call_function" in library.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------- models of nutpie
+class _Handle:
+    """A potential opened in a library; it keeps its constants alive as long as nutpie may call it."""
+
+    def __init__(self, library: Path, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> None:
+        self.functions = ctypes.CDLL(str(_bridge()))
+        self.functions.potential_new.restype = ctypes.c_void_p
+        self.constants = [c.contiguous() for c in constants]
+        count = len(self.constants)
+        sizes = [s for c in self.constants for s in c.shape]
+        self.pointer = self.functions.potential_new(
+            str(library).encode(),
+            ctypes.c_int64(size),
+            ctypes.c_int32(_SCALAR_TYPES[dtype]),
+            ctypes.c_int32(dtype == torch.float32),
+            ctypes.c_int64(count),
+            (ctypes.c_void_p * max(1, count))(*[c.data_ptr() for c in self.constants]),
+            (ctypes.c_int64 * max(1, count))(*[c.dim() for c in self.constants]),
+            (ctypes.c_int64 * max(1, len(sizes)))(*sizes),
+            (ctypes.c_int32 * max(1, count))(*[_SCALAR_TYPES[c.dtype] for c in self.constants]),
+        )
+        if not self.pointer:
+            raise RuntimeError("the compiled log density could not be loaded")
+
+    def address(self, name: str) -> int:
+        return ctypes.cast(getattr(self.functions, name), ctypes.c_void_p).value or 0
+
+    def __del__(self) -> None:
+        if getattr(self, "pointer", None):
+            self.functions.potential_delete(ctypes.c_void_p(self.pointer))
+            self.pointer = None
+
+
+@dataclass(kw_only=True)
+class Compiled:
+    """A potential in a library, which threads call at the same time.
+
+    Args:
+        library: As of :func:`build_library`.
+        size: Length of the flat vector.
+        dtype: Type in which the library computes.
+        constants: Inputs of the library.
+    """
+
+    library: Path
+    size: int
+    dtype: torch.dtype
+    constants: Sequence[Tensor]
+
+    def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
+        """Start nutpie on a fresh copy of the potential.
+
+        Args:
+            initial: Starting point.
+            settings: nutpie's.
+            progress: nutpie's.
+            store: nutpie's.
+
+        Returns:
+            nutpie's sampler.
+        """
+        from nutpie import _lib
+
+        handle = _Handle(self.library, self.size, self.dtype, self.constants)
+        axes = {"coordinate": self.size}
+        model = _lib.PyMcModel(
+            _lib.LogpFunc(handle.address("potential_evaluate"), handle.pointer, handle),
+            _lib.ExpandFunc(self.size, self.size, handle.address("potential_expand"), handle.pointer, handle),
+            _lib.PyVariable.new_variables(["flat"], ["float64"], [(self.size,)], axes, {"flat": ("coordinate",)}),
+            self.size,
+            axes,
+            {},
+            lambda _seed: initial,
+            None,
+        )
+        return _lib.PySampler.from_pymc(settings, 1, model, progress, store)
+
+    def evaluate(self, flat: Any) -> tuple[float, Any]:
+        """Call the library once, e.g. to compare it with the graph.
+
+        Args:
+            flat: Unconstrained values, ``(size,)``, float64.
+
+        Returns:
+            Log density and gradient.
+
+        Raises:
+            RuntimeError: If the library fails.
+        """
+        handle = _Handle(self.library, self.size, self.dtype, self.constants)
+        point, gradient, value = np.array(flat, dtype=np.float64), np.zeros(self.size), ctypes.c_double()
+        function = handle.functions.potential_evaluate
+        function.restype = ctypes.c_int64
+        code = function(
+            ctypes.c_uint64(self.size),
+            ctypes.c_void_p(point.ctypes.data),
+            ctypes.c_void_p(gradient.ctypes.data),
+            ctypes.byref(value),
+            ctypes.c_void_p(handle.pointer),
+        )
+        if code < 0:
+            raise RuntimeError(f"the compiled log density failed with code {code}")
+        return value.value, gradient
+
+
+@dataclass(kw_only=True)
+class Python:
+    """A potential that is a Python function.
+
+    Args:
+        function: ``function(flat) -> (log density, gradient)`` of tensors.
+        size: Length of the flat vector.
+        dtype: Type of its input.
+    """
+
+    function: Callable[[Tensor], tuple[Tensor, Tensor]]
+    size: int
+    dtype: torch.dtype
+
+    def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
+        """Start nutpie on the function.
+
+        Args:
+            initial: Starting point.
+            settings: nutpie's.
+            progress: nutpie's.
+            store: nutpie's.
+
+        Returns:
+            nutpie's sampler.
+        """
+        from nutpie.compiled_pyfunc import from_pyfunc
+
+        def evaluate(x: Any) -> tuple[float, Any]:
+            with torch.no_grad():
+                value, gradient = self.function(torch.from_numpy(x).to(self.dtype))
+            if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+                raise _OutsideSupportError
+            return value.item(), gradient.to(torch.float64).numpy()
+
+        model = from_pyfunc(
+            self.size,
+            lambda: evaluate,
+            lambda *_: lambda x: {"flat": np.array(x)},
+            [np.dtype("float64")],
+            [(self.size,)],
+            ["flat"],
+            make_initial_point_fn=lambda _seed: initial,
+        )
+        return model._make_sampler(settings, np.zeros(self.size), 1, progress, store)
+
+
+class _OutsideSupportError(Exception):
+    """Tells nutpie that a trajectory left the support; it counts as a divergence."""
+
+    is_recoverable = True
+
+
+# ----------------------------------------------------------------------------------------------------- a chain
+_TEMPLATE = (
+    "{% for c in chains %}{{ c.finished_draws }} {{ c.total_draws }} {{ c.divergences }} {{ c.step_size }} "
+    "{{ c.latest_num_steps }}{% endfor %}"
+)
+
+
+@dataclass
+class Running:
+    """One chain under way: nutpie's sampler, its number, and the latest that it reported.
+
+    Args:
+        chain: Number of the chain.
+        total: Iterations in all.
+        sampler: nutpie's, in the background.
+        latest: Its last line of progress.
+    """
+
+    chain: int
+    total: int
+    sampler: Any = None
+    latest: list[str] = field(default_factory=list)
+
+    def report(self) -> Chain:
+        """Return how far the chain is.
+
+        Returns:
+            The latest state that nutpie reported.
+        """
+        words = (self.latest[-1] if self.latest else "").split()
+        draws, total, divergences, step, leapfrogs = words if len(words) == 5 else ["0", str(self.total), "0", "0", "0"]
+        return Chain(
+            chain=self.chain,
+            draws=int(draws),
+            total=int(total),
+            divergences=int(divergences),
+            step_size=float(step),
+            leapfrogs=int(leapfrogs),
+        )
+
+
+def start(potential: Compiled | Python, chain: int, initial: Any, options: Options) -> Running:
+    """Start one chain in a thread of nutpie.
+
+    Args:
+        potential: What is sampled.
+        chain: Number of the chain.
+        initial: Starting point.
+        options: Settings of the run.
+
+    Returns:
+        The chain under way.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nutpie import _lib
+        from nutpie import sample as nutpie_sample
+        from nutpie.sample import CompiledModel
+
+    running = Running(chain, options.warmup + options.draws)
+
+    def keep(line: str) -> None:
+        running.latest[:] = [line]
+
+    class Reporting(CompiledModel):  # type: ignore[misc]
+        n_dim = potential.size
+        shapes = {"flat": (potential.size,)}  # noqa: RUF012
+        coords: dict[str, Any] = {}  # noqa: RUF012
+
+        def _make_sampler(self, settings: Any, _mean: Any, _cores: Any, _progress: Any, store: Any) -> Any:
+            progress = _lib.ProgressType.template_callback(100, _TEMPLATE, 1, keep)
+            return potential.sampler(np.ascontiguousarray(initial, dtype=np.float64), settings, progress, store)
+
+    running.sampler = nutpie_sample(
+        Reporting(dims={}),
+        draws=options.draws,
+        tune=options.warmup,
+        chains=1,
+        cores=1,
+        seed=chain_seed(options.seed, chain),
+        low_rank_modified_mass_matrix=options.low_rank,
+        target_accept=options.target_accept,
+        maxdepth=options.max_treedepth,
+        blocking=False,
+        progress_bar=False,
+        return_raw_trace=True,
+    )
+    return running
+
+
+def finished(running: Running) -> bool:
+    """Return whether a chain has ended, well or not.
+
+    Args:
+        running: As of :func:`start`.
+
+    Returns:
+        True if it has.
+    """
+    try:
+        return bool(running.sampler.is_finished)
+    except TimeoutError:  # nutpie's way of saying no
+        return False
+
+
+def result(running: Running) -> dict[str, Any]:
+    """Return the draws and statistics of a chain that has ended.
+
+    Args:
+        running: As of :func:`start`.
+
+    Returns:
+        ``flat`` of shape ``(draw, size)``, the statistics of shape ``(draw,)``, and ``evaluations``, ``()``.
+    """
+    import pyarrow
+
+    draws, stats = running.sampler.wait().get_arrow_trace()
+    drawn, measured = pyarrow.record_batch(draws[0]), pyarrow.record_batch(stats[0])
+    kept = ~measured.column("tuning").to_numpy(zero_copy_only=False)
+    flat = np.asarray(drawn.column("flat").flatten(), dtype=np.float64).reshape(drawn.num_rows, -1)
+    arrays: dict[str, Any] = {
+        ours: measured.column(theirs).to_numpy(zero_copy_only=False)[kept] for theirs, ours in STATS.items()
+    }
+    arrays["evaluations"] = measured.column("n_steps").to_numpy(zero_copy_only=False).sum()
+    return {"flat": flat[kept], **arrays}
+
+
+# ------------------------------------------------------------------------------------------------- the process
+def main(folder: Path) -> int:
+    """Sample the chains named on standard input; the work lies in ``folder``, and the draws are left there.
+
+    Args:
+        folder: Holds ``graph.pt`` and ``options.json``, written by the parent, and ``initial-K.npy`` for chain ``K``.
+
+    Returns:
+        Exit status.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    job = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    # Written a moment ago by the parent, into a folder that only this user can write to.
+    stored = torch.load(folder / "graph.pt", weights_only=False)
+    graph, constants, dtype = stored["graph"], stored["constants"], stored["dtype"]
+    if job["task"] == "build":
+        build_library(graph, job["size"], dtype, constants)
+        return 0
+    if job["compile"]:
+        graph = torch.compile(graph, fullgraph=True, dynamic=False, options={"cpp.threads": 1})
+    potential = Python(function=lambda flat: graph(flat, *constants), size=job["size"], dtype=dtype)
+    options = Options(**job["options"])
+    chains: queue.Queue[int | None] = queue.Queue()
+    busy = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            chains.put(int(line))
+        chains.put(None)
+        if busy.is_set():  # the parent is gone
+            os._exit(3)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while (chain := chains.get()) is not None:
+        busy.set()
+        running = start(potential, chain, np.load(folder / f"initial-{chain}.npy"), options)
+        said = None
+        while not finished(running):
+            if (report := running.report()) != said:
+                said = report
+                print(json.dumps({"progress": asdict(report)}), flush=True)
+            time.sleep(0.005)
+        arrays = result(running)
+        np.savez(folder / f"chain-{chain}.npz", **arrays)
+        busy.clear()
+        print(json.dumps({"done": chain}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,580 @@
+r"""NUTS on nutpie over a compiled Pyro potential, with Pyro's own NUTS as a second choice.
+
+Three ways to run the chains, the first that works:
+
+- ``library``: the log density and its gradient, compiled ahead of time, called by nutpie through a C function. No
+  Python runs while sampling, so chains run in parallel as threads of this process.
+- ``processes``: a graph that must be called through Python (no C++ compiler, or operations that need torch's Python
+  runtime) runs in worker processes, since threads would wait for the interpreter lock.
+- ``python``: in this process, one chain after the other, for one worker and for models that cannot be traced.
+
+References:
+    Hoffman, Gelman (2014), "The No-U-Turn Sampler", JMLR 15. https://jmlr.org/papers/v15/hoffman14a.html
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from zoo.errors import EngineError, UnknownNameError, suggest
+from zoo.inference import _nuts_worker as worker
+from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
+from zoo.inference.potential import Potential
+from zoo.inference.program import no_compiler, pyro_world, seeded, stream
+from zoo.types import Batch
+
+__all__ = ["Chain", "Progress", "Samples", "rich_progress", "sample"]
+
+Progress = Callable[[Sequence[Chain]], None]
+Arrays = dict[str, Any]
+_LARGE = 1_000  # nodes from which a graph is first compiled in a child process, where a crash harms nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Draws of all chains.
+
+    Args:
+        chains: Latent site -> constrained values, ``(chain, draw, *shape)``.
+        stats: ``(chain, draw)`` each: ``diverging`` (bool), ``energy``, ``lp`` (log density on the unconstrained
+            space), ``tree_depth``, ``acceptance_rate``, ``step_size``, ``n_steps``.
+        info: How it ran, JSON-able: seconds, evaluations, compiled or why not.
+    """
+
+    chains: dict[str, Tensor]
+    stats: dict[str, Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def sample(
+    model: Callable[[Batch], Any],
+    batch: Batch,
+    *,
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    seed: int = 0,
+    target_accept: float = 0.8,
+    max_treedepth: int = 10,
+    low_rank_mass_matrix: bool = False,
+    dtype: Literal["float32", "float64"] = "float64",
+    workers: int | None = None,
+    compile: bool = True,
+    progress: Progress | bool | None = None,
+    sampler: Literal["nutpie", "pyro"] = "nutpie",
+) -> Samples:
+    """Draw from a model's posterior with the No-U-Turn sampler; discrete latents of finite support are summed out.
+
+    The draws of chain ``k`` depend on ``seed`` and ``k`` alone, not on the number of chains or workers.
+
+    Args:
+        model: Pyro model of one batch.
+        batch: The whole data.
+        chains: Number of chains.
+        warmup: Iterations of adaptation per chain, not kept.
+        draws: Kept iterations per chain.
+        seed: Seed, 0 or above.
+        target_accept: Acceptance rate that the step size is adapted to; raise it against divergences.
+        max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
+        low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only.
+        dtype: Type of the evaluation and of the draws.
+        workers: Chains at a time; ``None``: as many as there are cores, at most ``chains``. Below 2, one after the other.
+        compile: Whether to compile the log density.
+        progress: Called a few times a second with every chain's state; ``True`` for a display on the terminal.
+        sampler: ``nutpie``, or ``pyro`` for :class:`pyro.infer.NUTS` (slow, in this process).
+
+    Returns:
+        The draws.
+
+    Raises:
+        EngineError: If a setting is out of range, or a chain or its worker failed.
+        UnknownNameError: If the sampler or dtype is unknown.
+
+    References:
+        Hoffman, Gelman (2014), algorithm 3. https://jmlr.org/papers/v15/hoffman14a.html
+    """
+    for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("seed", seed, 0)):
+        if value < least:
+            raise EngineError(f"{name} is {value}; it must be at least {least}")
+    if not 0.0 < target_accept < 1.0:
+        raise EngineError(f"target_accept is {target_accept}; it must lie between 0 and 1 (0.8 is usual)")
+    if not 1 <= max_treedepth <= 20:
+        raise EngineError(f"max_treedepth is {max_treedepth}; it must lie between 1 and 20 (10 is usual)")
+    if sampler not in ("nutpie", "pyro"):
+        raise UnknownNameError(f"sampler '{sampler}' is unknown{suggest(sampler, ['nutpie', 'pyro'])}")
+    if dtype not in ("float32", "float64"):
+        raise UnknownNameError(f"dtype '{dtype}' is unknown{suggest(dtype, ['float32', 'float64'])}")
+    if sampler == "pyro" and low_rank_mass_matrix:
+        raise EngineError("low_rank_mass_matrix is for sampler='nutpie'; Pyro's NUTS has a diagonal or dense metric")
+
+    begin = time.perf_counter()
+    potential = Potential(model, batch, seed=seed, dtype=getattr(torch, dtype))
+    initial = [potential.initial(seed, k) for k in range(chains)]
+    traced = time.perf_counter()
+    at_once = min(chains, _cores() if workers is None else max(1, workers))
+    options = Options(
+        warmup=warmup,
+        draws=draws,
+        seed=seed,
+        target_accept=target_accept,
+        max_treedepth=max_treedepth,
+        low_rank=low_rank_mass_matrix,
+    )
+    with _display(progress) as report:
+        if sampler == "pyro":
+            engine, reason, compiled, at_once = "python", "Pyro's NUTS runs eagerly", traced, 1
+            found = _with_pyro(potential, initial, options, report)
+        else:
+            native, reason = _library(potential, initial[0], compile)
+            compiled = time.perf_counter()
+            if native is not None:
+                engine = "library"
+                found = _in_threads(native, initial, options, at_once, report)
+            elif at_once > 1 and potential.graph is not None:
+                engine = "processes"
+                found = _in_processes(potential, initial, options, at_once, compile and not no_compiler(), report)
+            else:
+                engine, at_once = "python", 1
+                function = Python(function=potential.value_and_gradient, size=potential.size, dtype=potential.dtype)
+                found = _in_threads(function, initial, options, 1, report)
+    sampled = time.perf_counter()
+    flat = torch.from_numpy(np.stack([a["flat"] for a in found])).to(potential.dtype)
+    stats = {n: torch.from_numpy(np.stack([a[n] for a in found])) for n in worker.STATS.values()}
+    for name in ("tree_depth", "n_steps"):
+        stats[name] = stats[name].to(torch.int64)
+    evaluations = int(sum(int(a["evaluations"]) for a in found))
+    info = {
+        "sampler": sampler,
+        "engine": engine,
+        "compiled": not reason,
+        "reason": reason,
+        "seed": seed,
+        "chains": chains,
+        "warmup": warmup,
+        "draws": draws,
+        "target_accept": target_accept,
+        "max_treedepth": max_treedepth,
+        "metric": "low rank" if low_rank_mass_matrix else "diagonal",
+        "dtype": dtype,
+        "workers": at_once,
+        "dimensions": potential.size,
+        "graph_nodes": potential.nodes,
+        "evaluations": evaluations,
+        "divergences": int(stats["diverging"].sum()),
+        "seconds": {"trace": traced - begin, "compile": compiled - traced, "sample": sampled - compiled},
+        "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, evaluations),
+        "versions": {p: importlib.metadata.version(p) for p in ("nutpie", "pyro-ppl", "torch")},
+    }
+    return Samples(chains=potential.constrain(flat), stats=stats, info=info)
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+# ------------------------------------------------------------------------------------------------- progress
+@contextmanager
+def rich_progress() -> Iterator[Progress]:
+    """Show one line per chain on the terminal: iterations, divergences, step size, time left.
+
+    Yields:
+        What :func:`sample` calls with the chains' states.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    columns = (
+        TextColumn("chain {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[divergences]} divergences  step size {task.fields[step_size]:.2g}"),
+        TimeRemainingColumn(),
+    )
+    with Display(*columns) as display:
+        tasks: dict[int, Any] = {}
+
+        def show(chains: Sequence[Chain]) -> None:
+            for c in chains:
+                if c.chain not in tasks:
+                    tasks[c.chain] = display.add_task(str(c.chain), total=c.total, divergences=0, step_size=0.0)
+                display.update(tasks[c.chain], completed=c.draws, divergences=c.divergences, step_size=c.step_size)
+
+        yield show
+
+
+@contextmanager
+def _display(progress: Progress | bool | None) -> Iterator[Progress]:
+    """Yield a function that passes the chains' states on, ten times a second at most."""
+    if progress is True:
+        with rich_progress() as show:
+            yield show
+    elif callable(progress):
+        yield progress
+    else:
+        yield lambda _chains: None
+
+
+class _Board:
+    """The latest state of every chain, told to the caller when it changed."""
+
+    def __init__(self, chains: int, options: Options, tell: Progress) -> None:
+        total = options.warmup + options.draws
+        self.states = [
+            Chain(chain=k, draws=0, total=total, divergences=0, step_size=0.0, leapfrogs=0) for k in range(chains)
+        ]
+        self.tell = tell
+        self.told: list[Chain] = []
+        self.when = 0.0
+
+    def put(self, state: Chain) -> None:
+        self.states[state.chain] = state
+
+    def end(self, chain: int, arrays: Arrays) -> None:
+        total = self.states[chain].total
+        self.put(
+            Chain(
+                chain=chain,
+                draws=total,
+                total=total,
+                divergences=int(arrays["diverging"].sum()),
+                step_size=float(arrays["step_size"][-1]),
+                leapfrogs=int(arrays["n_steps"][-1]),
+            )
+        )
+
+    def show(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if self.states != self.told and (last or now - self.when > 0.1):
+            self.told, self.when = list(self.states), now
+            self.tell(self.told)
+
+
+# -------------------------------------------------------------------------------------------------- compiling
+def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled | None, str]:
+    """Compile the potential ahead of time and compare it with the graph.
+
+    Args:
+        potential: What is compiled.
+        point: Where the two are compared.
+        compile: Whether the caller wants it.
+
+    Returns:
+        The library, or ``None`` and the reason in one clause.
+    """
+    if potential.graph is None:
+        return None, potential.reason
+    if not compile:
+        return None, "compile=False"
+    if sys.platform == "win32":
+        return None, "ahead-of-time libraries are loaded on Linux and macOS only"
+    reason = no_compiler()
+    if reason:
+        return None, reason
+    args = (potential.graph, potential.size, potential.dtype, potential.constants)
+    try:
+        if potential.nodes > _LARGE and not worker.library_path(*args).exists():
+            _build_in_child(potential)
+        library = worker.build_library(*args)
+        if worker.needs_runtime(library):
+            return None, "some operations of the model have no C interface in torch"
+        compiled = Compiled(library=library, size=potential.size, dtype=potential.dtype, constants=potential.constants)
+        value, gradient = compiled.evaluate(point)
+    except Exception as error:
+        return None, f"cannot be compiled: {type(error).__name__}: {_first(error)}"
+    right, slope = potential.value_and_gradient(torch.from_numpy(point))
+    tolerance = 1e-3 if potential.dtype == torch.float32 else 1e-8
+    scale = 1.0 + float(slope.abs().max())
+    if not (abs(value - float(right)) <= tolerance * (1.0 + abs(float(right)))) or not (
+        float(np.abs(gradient - slope.double().numpy()).max()) <= tolerance * scale
+    ):
+        return None, "the compiled log density differs from the eager one"
+    return compiled, ""
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment in which a child finds this package, installed or not."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[str]:
+    """Write what a worker needs into a folder.
+
+    Args:
+        potential: What it evaluates.
+        folder: Where to.
+        job: What it does.
+
+    Returns:
+        Its command line.
+    """
+    stored = {"graph": potential.graph, "constants": potential.constants, "dtype": potential.dtype}
+    torch.save(stored, folder / "graph.pt")
+    (folder / "options.json").write_text(json.dumps({"size": potential.size, **job}), encoding="utf-8")
+    return [sys.executable, "-m", "zoo.inference._nuts_worker", str(folder)]
+
+
+def _build_in_child(potential: Potential) -> None:
+    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
+        command = _hand_over(potential, Path(name), {"task": "build"})
+        child = subprocess.run(command, env=_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if child.returncode:
+        raise EngineError(f"the compiler ended with status {child.returncode}: {_tail(child.stderr)}")
+
+
+def _first(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]
+
+
+def _tail(text: str, lines: int = 5) -> str:
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "nothing on its standard error"
+
+
+# --------------------------------------------------------------------------------------------- threads of nutpie
+def _in_threads(
+    potential: Compiled | Python, initial: Sequence[Any], options: Options, at_once: int, tell: Progress
+) -> list[Arrays]:
+    board = _Board(len(initial), options, tell)
+    waiting, running = list(range(len(initial))), list[worker.Running]()
+    found: dict[int, Arrays] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                chain = waiting.pop(0)
+                running.append(worker.start(potential, chain, initial[chain], options))
+            for one in list(running):
+                try:
+                    ended = worker.finished(one)
+                    if ended:
+                        found[one.chain] = worker.result(one)
+                except RuntimeError as error:
+                    raise EngineError(f"chain {one.chain} failed: {_first(error)}") from error
+                if ended:
+                    running.remove(one)
+                    board.end(one.chain, found[one.chain])
+                else:
+                    board.put(one.report())
+            board.show()
+    finally:
+        for one in running:
+            with suppress(RuntimeError):  # the chain that failed fails again
+                one.sampler.cancel()
+        torch.set_num_threads(threads)
+    board.show(last=True)
+    return [found[k] for k in range(len(initial))]
+
+
+# ----------------------------------------------------------------------------------------------------- processes
+class _Worker:
+    """One process, the chain that it works on, and where its complaints go."""
+
+    def __init__(self, number: int, command: list[str], folder: Path, inbox: queue.Queue[tuple[int, Any]]) -> None:
+        self.number, self.chain = number, -1
+        self.log = folder / f"worker-{number}.log"
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
+
+    def _listen(self, inbox: queue.Queue[tuple[int, Any]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                inbox.put((self.number, json.loads(line)))
+        inbox.put((self.number, None))
+
+    def give(self, chain: int) -> None:
+        assert self.process.stdin is not None
+        self.chain = chain
+        with suppress(BrokenPipeError):  # its end is reported through the inbox
+            self.process.stdin.write(f"{chain}\n")
+            self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _in_processes(
+    potential: Potential,
+    initial: Sequence[Any],
+    options: Options,
+    at_once: int,
+    compile: bool,
+    tell: Progress,
+) -> list[Arrays]:
+    board = _Board(len(initial), options, tell)
+    inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
+    found: dict[int, Arrays] = {}
+    workers: list[_Worker] = []
+    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
+        folder = Path(name)
+        job = {"task": "sample", "compile": compile, "options": asdict(options)}
+        command = _hand_over(potential, folder, job)
+        for k, point in enumerate(initial):
+            np.save(folder / f"initial-{k}.npy", point)
+        waiting = list(range(len(initial)))
+        try:
+            for number in range(at_once):
+                workers.append(_Worker(number, command, folder, inbox))
+                workers[number].give(waiting.pop(0))
+            while len(found) < len(initial):
+                try:
+                    number, message = inbox.get(timeout=0.1)
+                except queue.Empty:
+                    board.show()
+                    continue
+                one = workers[number]
+                if message is None:
+                    if one.chain < 0:
+                        continue
+                    status = one.process.wait()
+                    complaint = _tail(one.log.read_text(encoding="utf-8", errors="replace"))
+                    raise EngineError(f"chain {one.chain}: its process ended with status {status}: {complaint}")
+                if "progress" in message:
+                    board.put(Chain(**message["progress"]))
+                else:
+                    chain = int(message["done"])
+                    with np.load(folder / f"chain-{chain}.npz") as stored:
+                        found[chain] = dict(stored)
+                    board.end(chain, found[chain])
+                    one.chain = -1
+                    if waiting:
+                        one.give(waiting.pop(0))
+                board.show()
+        finally:
+            for one in workers:
+                one.end()
+    board.show(last=True)
+    return [found[k] for k in range(len(initial))]
+
+
+# -------------------------------------------------------------------------------------------------- Pyro's NUTS
+class _Density(torch.autograd.Function):
+    """The potential energy whose gradient is computed along with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, potential: Potential) -> Tensor:
+        value, gradient = potential.value_and_gradient(flat)
+        ctx.save_for_backward(gradient)
+        return -value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return -grads[0] * gradient, None
+
+
+class _Recorded(NUTS):  # type: ignore[misc]
+    """Pyro's NUTS, which also keeps the statistics of every draw."""
+
+    def __init__(self, potential: Potential, **settings: Any) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.evaluations = 0
+        self._energy: float | None = None
+
+        def energy(values: dict[str, Tensor]) -> Tensor:
+            self.evaluations += 1
+            result: Tensor = _Density.apply(values["flat"], potential)  # type: ignore[no-untyped-call]
+            return result
+
+        super().__init__(potential_fn=energy, **settings)
+
+    def _kinetic_energy(self, r_unscaled: Any) -> Any:
+        energy = super()._kinetic_energy(r_unscaled)
+        if self._energy is None:
+            self._energy = float(energy)
+        return energy
+
+    def sample(self, params: Any) -> Any:
+        calls, mean, divergences = self.evaluations, self._mean_accept_prob, len(self._divergences)
+        step_size, before = float(self.step_size), self._potential_energy_last
+        self._energy = None
+        values = super().sample(params)
+        steps = max(1, self.evaluations - calls - (before is None))
+        count = self._t - self._warmup_steps if self._t > self._warmup_steps else self._t
+        level = float(self._potential_energy_last if before is None else before)
+        if self._t > self._warmup_steps:
+            self.records.append({
+                "diverging": len(self._divergences) > divergences,
+                "energy": level + (self._energy or 0.0),
+                "lp": -float(self._potential_energy_last),
+                "tree_depth": steps.bit_length(),
+                "acceptance_rate": mean + count * (self._mean_accept_prob - mean),
+                "step_size": step_size,
+                "n_steps": steps,
+            })
+        return values
+
+
+def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, tell: Progress) -> list[Arrays]:
+    board = _Board(len(initial), options, tell)
+    found: list[Arrays] = []
+    for chain, point in enumerate(initial):
+        state = seeded(worker.chain_seed(options.seed, chain))
+        with pyro_world(dtype=potential.dtype), stream(state), torch.enable_grad(), pyro.get_param_store().scope():
+            kernel = _Recorded(
+                potential,
+                target_accept_prob=options.target_accept,
+                max_tree_depth=options.max_treedepth,
+            )
+
+            def tick(kernel: _Recorded, _values: Any, _stage: str, _i: int, chain: int = chain) -> None:
+                last = kernel.records[-1]["n_steps"] if kernel.records else 0
+                board.put(
+                    Chain(
+                        chain=chain,
+                        draws=int(kernel._t),
+                        total=options.warmup + options.draws,
+                        divergences=len(kernel._divergences),
+                        step_size=float(kernel.step_size),
+                        leapfrogs=last,
+                    )
+                )
+                board.show()
+
+            run = MCMC(
+                kernel,
+                num_samples=options.draws,
+                warmup_steps=options.warmup,
+                initial_params={"flat": torch.from_numpy(point).to(potential.dtype)},
+                hook_fn=tick,
+                disable_progbar=True,
+            )
+            run.run()
+            flat = run.get_samples()["flat"].to(torch.float64).numpy()
+        arrays = {n: np.array([r[n] for r in kernel.records]) for n in worker.STATS.values()}
+        found.append({"flat": flat, "evaluations": np.array(kernel.evaluations), **arrays})
+        board.end(chain, arrays)
+    board.show(last=True)
+    return found

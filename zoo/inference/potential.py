@@ -1,0 +1,429 @@
+r"""The log density of a Pyro model over one flat unconstrained vector, with its gradient, as a pure function.
+
+For latent sites :math:`z_k = T_k(u_k)` with :math:`T_k` from unconstrained space to the site's support,
+
+.. math:: \log\pi(u) = \log p(z, \text{data}) + \sum_k \log\left|\det \partial T_k / \partial u_k\right| ,
+
+with discrete latents summed out. The transforms are built anew in every evaluation, so a support may depend on other
+latents. The function is traced once to a flat graph of ATen operations in which everything that does not depend on
+:math:`u` is folded away; the data become inputs, so that one compiled library serves all data of one shape.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor, fx
+from torch.distributions import biject_to
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+
+from zoo.errors import EngineError, NonFiniteError, PairError
+from zoo.inference.program import LastSite, discover, pyro_world, seeded, stream
+from zoo.types import Batch
+
+__all__ = ["Potential", "fold_constants"]
+
+_TRIES = 100  # as in Stan
+
+
+class Potential:
+    """Log density and gradient of a model's continuous latents over one flat unconstrained vector.
+
+    Args:
+        model: Pyro model of one batch.
+        batch: The whole data; floating-point entries are cast to ``dtype``.
+        seed: Stream for whatever the model draws while its structure is read.
+        dtype: Floating-point type of the evaluation.
+
+    Attributes:
+        names: Latent sites, in the model's order.
+        shapes: Site -> shape of its constrained value.
+        size: Length of the flat vector.
+        graph: The traced function ``graph(flat, *constants) -> (log density, gradient)``, or ``None``.
+        constants: The tensors that the graph takes after ``flat`` (data, mostly).
+        reason: Why there is no graph; empty if there is one.
+        nodes: Operations of the graph.
+
+    Raises:
+        PairError: If the model has no continuous latent, a discrete latent that cannot be enumerated, a mini-batch in
+            place of the whole data, or draws random numbers outside its sample sites.
+
+    References:
+        Stan Development Team, Stan Reference Manual, section "Constraint Transforms" (change of variables).
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Batch], Any],
+        batch: Batch,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.dtype = dtype
+        self._batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        self._random = seeded(seed)
+        with self._world():
+            self._read(model)
+            self._trace()
+
+    # ------------------------------------------------------------------------------------------ the model
+    def _read(self, model: Callable[[Batch], Any]) -> None:
+        """Run the model, find its latents, and check that the density is one that NUTS can sample.
+
+        Args:
+            model: The model.
+
+        Raises:
+            PairError: If it is not.
+        """
+        self._layout = discover(lambda: model(self._batch), [model], dtype=self.dtype, device="cpu")
+        self._values = [self._layout.values[n] for n in self._layout.names]
+        with self._bound():
+            plain = poutine.trace(model).get_trace(self._batch)
+            latents = {n: s for n, s in plain.iter_stochastic_nodes() if not isinstance(s["fn"], _Subsample)}
+            self._check(plain)
+            depths = [f.dim for s in plain.nodes.values() if s["type"] == "sample" for f in _vectorized(s)]
+            nesting = -min(depths, default=0)
+            self._model = poutine.enum(config_enumerate(model), first_available_dim=-1 - nesting)
+            enumerated = poutine.trace(self._model).get_trace(self._batch)
+            discrete = [n for n, s in latents.items() if s["fn"].has_enumerate_support]
+            self._evaluator = TraceEinsumEvaluator(enumerated, bool(discrete), nesting)
+            sites = {n: enumerated.nodes[n] for n in latents if n not in discrete}
+            self.shapes = {n: tuple(latents[n]["value"].shape) for n in sites}
+            self._flat = {n: tuple(biject_to(s["fn"].support).inv(latents[n]["value"]).shape) for n, s in sites.items()}
+        if not sites:
+            raise PairError("the model has no continuous latent site; NUTS needs at least one")
+        self.names = tuple(sites)
+        self.size = sum(int(np.prod(s)) for s in self._flat.values())
+
+    @staticmethod
+    def _check(trace: Any) -> None:
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            fn = site["fn"]
+            for frame in _vectorized(site):
+                if frame.full_size is not None and int(frame.full_size) != int(frame.size):
+                    raise PairError(
+                        f"plate '{frame.name}' at site '{name}' holds {frame.size} of {frame.full_size} rows; NUTS "
+                        "needs the whole data in one batch: pass the full training batch, or use engine='svi'"
+                    )
+            if isinstance(fn, _Subsample):
+                if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                    raise PairError(f"plate '{name}' draws random mini-batches; NUTS needs the whole data in plates")
+                continue
+            if site["is_observed"] or fn.has_enumerate_support:
+                continue
+            if getattr(fn.support, "is_discrete", False):
+                raise PairError(
+                    f"site '{name}' is a discrete latent ({type(fn).__name__}) whose values cannot be enumerated; NUTS "
+                    "sums out only discrete sites of finite support: marginalise it by hand, or use engine='svi'"
+                )
+
+    def _joint(self, flat: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
+        values: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in self._flat.items():
+            end = start + int(np.prod(shape))
+            values[name] = flat[start:end].reshape(shape)
+            start = end
+        handler = _Transformed(values)
+        trace = poutine.trace(handler(self._model)).get_trace(self._batch)
+        log_density = self._evaluator.log_prob(trace)
+        for term in handler.log_dets.values():
+            log_density = log_density + term
+        return log_density, handler.values, trace
+
+    @contextmanager
+    def _world(self) -> Iterator[None]:
+        with pyro_world(dtype=self.dtype), stream(self._random), torch.enable_grad():
+            yield
+
+    @contextmanager
+    def _bound(self, *, tracing: bool = False) -> Iterator[None]:
+        values = [v.detach().clone().requires_grad_(False) for v in self._values]
+        buffers = [b.clone() for b in self._layout.buffer_values.values()]
+        with self._layout.bind(values, buffers, tracing=tracing):
+            yield
+
+    # ------------------------------------------------------------------------------------------ the graph
+    def _trace(self) -> None:
+        def both(flat: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = flat.detach().requires_grad_(True)
+            with self._bound(tracing=True):
+                log_density = self._joint(leaf)[0]
+            (gradient,) = torch.autograd.grad(log_density, leaf, allow_unused=True, materialize_grads=True)
+            return log_density.detach(), gradient
+
+        self.graph: fx.GraphModule | None = None
+        self.constants: list[Tensor] = []
+        self.reason, self.nodes = "", 0
+        example = torch.zeros(self.size, dtype=self.dtype)
+        last = LastSite()
+        try:
+            with last:
+                graph = make_fx(both)(example)
+        except Exception as error:
+            where = f" at site '{last.name}'" if last.name else ""
+            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            self.reason = f"cannot be traced{where}: {type(error).__name__}: {text[:300]}"
+            return
+        self.graph, self.constants = fold_constants(graph, example)
+        self.nodes = len(self.graph.graph.nodes)
+        for node in self.graph.graph.nodes:
+            if node.op == "call_function" and _is_random(node):
+                raise PairError(
+                    f"the model draws random numbers outside its sample sites ({node.target}); NUTS needs a fixed "
+                    "density: put modules with dropout into eval() mode, and randomness into sample sites"
+                )
+
+    # ------------------------------------------------------------------------------------------- use
+    def log_density(self, flat: Tensor) -> Tensor:
+        """Evaluate the log density with Pyro, differentiably.
+
+        Args:
+            flat: Unconstrained values, ``(size,)``.
+
+        Returns:
+            Scalar.
+        """
+        with self._world(), self._bound():
+            return self._joint(flat.to(self.dtype))[0]
+
+    def value_and_gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate the log density and its gradient, by the graph where there is one, else with Pyro.
+
+        Args:
+            flat: Unconstrained values, ``(size,)``.
+
+        Returns:
+            Scalar and ``(size,)``, detached.
+        """
+        flat = flat.detach().to(self.dtype)
+        if self.graph is not None:
+            with torch.no_grad():
+                value, gradient = self.graph(flat, *self.constants)
+            return value, gradient
+        leaf = flat.clone().requires_grad_(True)
+        value = self.log_density(leaf)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+        return value.detach(), gradient
+
+    def constrain(self, flat: Tensor, *, chunk: int = 500) -> dict[str, Tensor]:
+        """Map unconstrained vectors to the sites' values, vectorised over leading dimensions where possible.
+
+        Args:
+            flat: ``(*sample, size)``.
+            chunk: Vectors per vectorised call.
+
+        Returns:
+            Site -> ``(*sample, *shape)``.
+        """
+
+        def one(vector: Tensor) -> tuple[Tensor, ...]:
+            with self._bound(tracing=True):
+                values = self._joint(vector)[1]
+            return tuple(values[n].expand(self.shapes[n]) for n in self.names)
+
+        rows = flat.reshape(-1, self.size).to(self.dtype)
+        parts = [rows[k : k + chunk] for k in range(0, len(rows), chunk)]
+        with self._world(), torch.no_grad():
+            function: Callable[..., tuple[Tensor, ...]] = one
+            if self.graph is not None:
+                graph, constants = fold_constants(make_fx(one)(rows[0]), rows[0])
+                function = lambda row: graph(row, *constants)  # noqa: E731
+            try:
+                stacked = [torch.vmap(function)(part) for part in parts]
+                columns = [torch.cat(c) for c in zip(*stacked, strict=True)]
+            except (RuntimeError, NotImplementedError, ValueError):
+                columns = [torch.stack(c) for c in zip(*(function(r) for r in rows), strict=True)]
+        lead = flat.shape[:-1]
+        return {n: c.reshape(*lead, *self.shapes[n]) for n, c in zip(self.names, columns, strict=True)}
+
+    def initial(self, seed: int, chain: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return a starting point with finite density and gradient, each coordinate uniform on (-2, 2).
+
+        Args:
+            seed: Seed of the run.
+            chain: Chain; the point depends on nothing else.
+
+        Returns:
+            Unconstrained values, ``(size,)``.
+
+        Raises:
+            NonFiniteError: If 100 points all have a non-finite density or gradient; the text names the site.
+            EngineError: If the model raised at every point.
+
+        References:
+            Stan Development Team, Stan Reference Manual, section "Initialization".
+        """
+        generator = np.random.default_rng(np.random.SeedSequence([seed, chain, 1]))
+        problem: Exception | None = None
+        for _ in range(_TRIES):
+            point = generator.uniform(-2.0, 2.0, self.size)
+            try:
+                value, gradient = self.value_and_gradient(torch.from_numpy(point))
+            except (RuntimeError, ValueError) as error:  # e.g. a matrix that is not positive definite
+                problem = error
+                continue
+            problem = None
+            if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
+                return point
+        if problem is not None:
+            text = f"chain {chain}: the model raised at all of {_TRIES} starting points; last: {problem}"
+            raise EngineError(text) from problem
+        raise NonFiniteError(
+            f"chain {chain}: no starting point with a finite log density in {_TRIES} draws from uniform(-2, 2) on the "
+            f"unconstrained space; {self.culprit(torch.from_numpy(point))}"
+        )
+
+    def culprit(self, flat: Tensor) -> str:
+        """Say which site makes the density or its gradient non-finite.
+
+        Args:
+            flat: Unconstrained values, ``(size,)``.
+
+        Returns:
+            One clause, naming the first such site.
+        """
+        leaf = flat.detach().to(self.dtype).requires_grad_(True)
+        with self._world(), self._bound():
+            log_density, _, trace = self._joint(leaf)
+            trace.compute_log_prob()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and "log_prob" in site and not bool(torch.isfinite(site["log_prob"]).all()):
+                    bad = site["log_prob"][~torch.isfinite(site["log_prob"])].flatten()[0].item()
+                    return f"site '{name}' has log probability {bad}"
+            if not bool(torch.isfinite(log_density)):
+                return "the Jacobian of a transform is not finite"
+            (gradient,) = torch.autograd.grad(log_density, leaf, allow_unused=True, materialize_grads=True)
+        start = 0
+        for name, shape in self._flat.items():
+            end = start + int(np.prod(shape))
+            if not bool(torch.isfinite(gradient[start:end]).all()):
+                return f"the gradient of latent site '{name}' is not finite"
+            start = end
+        return "the gradient is finite here"
+
+
+class _Transformed(Messenger):  # type: ignore[misc]
+    """Give latent sites the images of unconstrained values, and keep the log determinants."""
+
+    def __init__(self, unconstrained: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.unconstrained = unconstrained
+        self.values: dict[str, Tensor] = {}
+        self.log_dets: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.unconstrained:
+            return
+        transform = biject_to(msg["fn"].support)
+        before = self.unconstrained[name]
+        after = transform(before)
+        self.values[name] = after
+        self.log_dets[name] = transform.log_abs_det_jacobian(before, after).sum()
+        msg["value"] = after
+        msg["is_observed"] = True
+
+
+def _vectorized(site: Any) -> list[Any]:
+    return [f for f in site["cond_indep_stack"] if f.vectorized]
+
+
+# ------------------------------------------------------------------------------------------------- the graph
+def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModule, list[Tensor]]:
+    """Evaluate everything in a traced graph that does not depend on its input.
+
+    Constant tensors of one value become ``full`` nodes, which compilers fuse; all others become further inputs.
+
+    Args:
+        graph: Traced function of one tensor.
+        example: Its input.
+
+    Returns:
+        The graph as a function ``(input, *constants)``, and the constants.
+    """
+    if any(n.op == "call_function" and _mutates(n) for n in graph.graph.nodes):
+        graph = make_fx(torch.func.functionalize(graph))(example)
+    wanted = _reachable(graph.graph)
+    known: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in wanted:
+            if node.op == "get_attr":
+                known[node] = operator.attrgetter(str(node.target))(graph)
+            elif node.op == "call_function" and not _is_random(node) and all(a in known for a in node.all_input_nodes):
+                args: Any = map_arg(node.args, known.__getitem__)
+                kwargs: Any = map_arg(node.kwargs, known.__getitem__)
+                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    new, copies, constants = fx.Graph(), dict[fx.Node, fx.Node](), list[Tensor]()
+    for node in wanted:
+        if node.op == "placeholder":
+            copies[node] = new.placeholder("flat")
+    border = [n for n in wanted if n in known and any(u not in known for u in n.users)]
+    uniform: list[fx.Node] = []
+    inputs: dict[tuple[Any, ...], fx.Node] = {}
+    for node in border:
+        value = known[node].detach()
+        first = value.flatten()[:1]
+        if value.numel() and bool((value == first).all()):
+            uniform.append(node)
+            continue
+        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if key not in inputs:
+            inputs[key] = new.placeholder(f"constant_{len(constants)}")
+            constants.append(value.contiguous().clone())
+        copies[node] = inputs[key]
+    for node in uniform:
+        value = known[node]
+        copies[node] = new.call_function(
+            torch.ops.aten.full.default,
+            (list(value.shape), value.flatten()[0].item()),
+            {"dtype": value.dtype, "device": value.device, "pin_memory": False},
+        )
+    for node in wanted:
+        if node not in known and node.op != "placeholder":
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+            copies[node].meta = {}
+    new.lint()
+    return fx.GraphModule(torch.nn.Module(), new), constants
+
+
+def _reachable(graph: fx.Graph) -> list[fx.Node]:
+    """Return the inputs and all nodes that the output needs, in order."""
+    needed: set[fx.Node] = set()
+    todo: list[fx.Node] = [n for n in graph.nodes if n.op == "output"]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo += node.all_input_nodes
+    return [n for n in graph.nodes if n in needed or n.op == "placeholder"]
+
+
+def _tags(node: fx.Node) -> Sequence[Any]:
+    tags: Sequence[Any] = getattr(node.target, "tags", ())
+    return tags
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in _tags(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
