@@ -105,13 +105,17 @@ def bibtex(name: str) -> str:
     for i in range(start.start(), len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if text[i] == "}" and depth == 0:
-            return "\n".join(line.strip() if k == 0 else line for k, line in enumerate(text[start.start() : i + 1].splitlines()))
+            return "\n".join(
+                line.strip() if k == 0 else line for k, line in enumerate(text[start.start() : i + 1].splitlines())
+            )
     raise PairError(f"{entry.path.name}: the BibTeX entry '{entry.paper}' is not closed")
 
 
 def _read(path: Path) -> Entry:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         kind = next((t.id for t in targets if isinstance(t, ast.Name) and t.id in ("METHOD", "DIAGNOSTIC")), None)
         value = getattr(node, "value", None)
         if kind is None or not isinstance(value, ast.Call):
@@ -121,6 +125,6 @@ def _read(path: Path) -> Entry:
         if missing:
             raise PairError(f"{path.name}: {', '.join(missing)} of {kind} must be literal strings")
         if found["name"] != path.stem:
-            raise PairError(f"{path.name}: {kind}.name is '{found['name']}'; it must equal the file stem '{path.stem}'")
+            raise PairError(f"{path.name}: {kind}.name is '{found['name']!s}'; it must equal the stem '{path.stem}'")
         return Entry(**{f: str(found[f]) for f in _FIELDS}, kind=kind.lower(), path=path)
     raise PairError(f"{path.name}: a public file in zoo/models must define METHOD or DIAGNOSTIC")

@@ -38,7 +38,7 @@ def check(
     guide: Callable[..., Any] | None,
     batch: Batch,
     *,
-    objective: Objective = Elbo(),
+    objective: Objective | None = None,
     steps: int = 20,
     compile: bool = True,
 ) -> list[Step]:
@@ -48,7 +48,7 @@ def check(
         model: The model, a callable of the batch.
         guide: The guide, or ``None`` for a model that is sampled by NUTS.
         batch: A batch.
-        objective: What SVI minimises.
+        objective: What SVI minimises; an :class:`~zoo.types.Elbo` if ``None``.
         steps: Optimiser steps compared between compiled and eager.
         compile: Whether to try the compiled graph.
 
@@ -56,6 +56,7 @@ def check(
         The steps, in order.
     """
     found: list[Step] = []
+    objective = Elbo() if objective is None else objective
     before = set(pyro.get_param_store().keys())
     dtype = next((v.dtype for v in batch.values() if v.is_floating_point()), torch.get_default_dtype())
 

@@ -75,7 +75,9 @@ class Checkpoint:
         for key, mine in self.identity.items():
             theirs = header.get(key)
             if theirs != mine:
-                raise ArtifactError(f"the checkpoint in '{self.folder}' has {key} {_short(theirs)}; this fit has {_short(mine)}")
+                raise ArtifactError(
+                    f"the checkpoint in '{self.folder}' has {key} {_short(theirs)}; this fit has {_short(mine)}"
+                )
         state.load(tensors)
 
 

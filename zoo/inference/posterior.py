@@ -163,7 +163,9 @@ class Posterior:
         prepared = self._prepare(batch)
         return self._runs.predict(self.draws(n, batch=batch and prepared, seed=seed), prepared, seed)
 
-    def log_likelihood(self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def log_likelihood(
+        self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Evaluate the log density of every observed datum.
 
         Args:
@@ -359,9 +361,10 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Data
         The posterior, which predicts as the saved one did.
 
     Raises:
-        ArtifactError: If files are missing, truncated, changed, of another format or of a newer schema, or do not fit the
-            method and data.
+        ArtifactError: If files are missing, truncated, changed, of another format or a newer schema, or do not fit
+            the method and data.
         DataError: If ``folder`` does not exist.
+        ZooError: If the method or data set is unknown to this version.
     """
     from zoo.datasets import fingerprint, unpack
     from zoo.datasets import load as load_data
@@ -402,7 +405,8 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Data
         def rebuild(prefix: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Posterior:
             with pyro_world(dtype=dtype), stream(seeded(int(facts.get("seed", 0)))):
                 own = method.build(data, hyper) if method is not None else pair
-            assert own is not None and data is not None
+            assert own is not None
+            assert data is not None
             layout = None
             if meta["engine"] == "svi":
                 from zoo.inference.runner import trainer_layout
@@ -467,7 +471,8 @@ def _check_params(layout: Layout, params: Mapping[str, Tensor]) -> None:
         value, like = params[name], layout.values[name]
         if value.shape != like.shape or value.dtype != like.dtype:
             raise ArtifactError(
-                f"parameter '{name}' is {value.dtype} {tuple(value.shape)}; this method has {like.dtype} {tuple(like.shape)}"
+                f"parameter '{name}' is {value.dtype} {tuple(value.shape)}; this method has {like.dtype} "
+                f"{tuple(like.shape)}"
             )
 
 

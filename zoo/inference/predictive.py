@@ -214,7 +214,7 @@ class Runs:
         with self.bound(), stream(seeded(seed, self.device)):
             first = {k: v[0] for k, v in latents.items()}
             observed = _observed(self.model_trace(first, batch))
-        free = _observed(self._free_trace(first, batch, seed)) if not observed else observed
+        free = observed or _observed(self._free_trace(first, batch, seed))
 
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = self.model_trace(values, batch, observed=False)
@@ -318,8 +318,9 @@ def _deterministic(site: Any) -> bool:
 
 def _observed(trace: Any) -> list[str]:
     return [
-        n for n, s in trace.nodes.items() if s["type"] == "sample" and s["is_observed"] and not _deterministic(s)
-        and not _subsample(s)
+        n
+        for n, s in trace.nodes.items()
+        if s["type"] == "sample" and s["is_observed"] and not _deterministic(s) and not _subsample(s)
     ]
 
 

@@ -105,8 +105,8 @@ class Trainer:
             for key in self.row_keys:
                 if self.data[key].dim() == 0 or len(self.data[key]) != self.rows:
                     raise PairError(
-                        f"batch entry '{key}' has shape {tuple(self.data[key].shape)}, but 'index' has {self.rows} rows; "
-                        f"name it in Dataset.whole if it has no rows"
+                        f"batch entry '{key}' has shape {tuple(self.data[key].shape)}, but 'index' has {self.rows} "
+                        f"rows; name it in Dataset.whole if it has no rows"
                     )
         losses = losses_of(pair.objective)
         self.functions = [(to_pyro(s.function) if isinstance(s.function, Elbo) else s.function) for s in losses]
@@ -137,7 +137,9 @@ class Trainer:
         if compile:
             started = time.perf_counter()
             with self._world(), stream(dict(rng)):
-                self.program = compile_function(self._traceable_step, self._inputs(self._example_rows()), eager=self._step)
+                self.program = compile_function(
+                    self._traceable_step, self._inputs(self._example_rows()), eager=self._step
+                )
             self.compile_seconds = time.perf_counter() - started
 
     # -------------------------------------------------------------------------------------------- one step
@@ -161,7 +163,15 @@ class Trainer:
 
         try:
             return discover(run, (self.pair.model, guide, *self.functions), dtype=self.dtype, device=self.device)
-        except (NotImplementedError, ValueError, RuntimeError, IndexError, KeyError, TypeError, AssertionError) as error:
+        except (
+            NotImplementedError,
+            ValueError,
+            RuntimeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            AssertionError,
+        ) as error:
             if isinstance(error, PairError):
                 raise
             raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {error}") from error
@@ -169,14 +179,17 @@ class Trainer:
     def _mask(self, pattern: str) -> Tensor | None:
         import re
 
-        parts = [torch.full((s,), bool(re.match(pattern, n))) for n, s in zip(self.layout.names, self.sizes, strict=True)]
+        parts = [
+            torch.full((s,), bool(re.match(pattern, n))) for n, s in zip(self.layout.names, self.sizes, strict=True)
+        ]
         mask = torch.cat(parts)
         if not bool(mask.any()):
             raise PairError(f"no parameter matches '{pattern}'; parameters: {', '.join(self.layout.names)}")
         return None if bool(mask.all()) else mask.to(self.device)
 
     def _example_rows(self) -> Tensor:
-        return torch.arange(self.recipe.batch_size if self.rows is not None else 0, device=self.device)
+        rows = self.recipe.batch_size if self.rows is not None else 0
+        return torch.arange(rows or 0, device=self.device)
 
     def _batch(self, rows: Tensor, data: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         data = self.data if data is None else data
@@ -305,8 +318,8 @@ class Trainer:
         finally:
             self.state = keep
         return NonFiniteError(
-            f"a loss between steps {int(keep.step)} and {int(keep.step) + count} is not finite when compiled but finite "
-            f"when run eagerly; use compile=False and report this pair"
+            f"a loss between steps {int(keep.step)} and {int(keep.step) + count} is not finite when compiled but "
+            f"finite when run eagerly; use compile=False and report this pair"
         )
 
     def _first_bad_site(self, rows: Tensor, entry: dict[str, Tensor]) -> str:
@@ -324,7 +337,9 @@ class Trainer:
             model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
         for who, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in trace.nodes.items():
-                if site["type"] != "sample" or (who == "model" and name in guide_trace.nodes and not site["is_observed"]):
+                if site["type"] != "sample" or (
+                    who == "model" and name in guide_trace.nodes and not site["is_observed"]
+                ):
                     continue
                 if not bool(torch.isfinite(site["value"]).all()):
                     return f"the value of {who} site '{name}' is not finite"
@@ -346,9 +361,7 @@ def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise unless the guide covers the model's latents: all of them, save those that are enumerated or subsampled."""
-    latent = {
-        n for n in model_trace.stochastic_nodes if model_trace.nodes[n]["infer"].get("enumerate") != "parallel"
-    }
+    latent = {n for n in model_trace.stochastic_nodes if model_trace.nodes[n]["infer"].get("enumerate") != "parallel"}
     latent -= {n for n in latent if type(model_trace.nodes[n]["fn"]).__name__ == "_Subsample"}
     covered = {n for n in guide_trace.stochastic_nodes if type(guide_trace.nodes[n]["fn"]).__name__ != "_Subsample"}
     auxiliary = {n for n in covered if guide_trace.nodes[n]["infer"].get("is_auxiliary")}
@@ -357,5 +370,3 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
         raise PairError(f"the guide has no site for the model's latent '{missing[0]}'; it has {sorted(covered)}")
     if surplus:
         raise PairError(f"the guide samples '{surplus[0]}', which is not in the model; it has {sorted(latent)}")
-
-
