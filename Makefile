@@ -1,0 +1,29 @@
+# Every target sets itself up: make, Python 3.11 or newer and, for speed, a C++ compiler are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tables,test]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## fit Bayesian compression on bundled MNIST and write its report
+	$(BIN)/zoo fit bayesian_compression --data mnist --seed 0 --out runs/demo
+
+test: $(STAMP) lint  ## the whole suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(STAMP)
+	$(BIN)/ruff check zoo tests
+	$(BIN)/ruff format --check zoo tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
