@@ -39,7 +39,7 @@ def data() -> Dataset:
         "sigma": torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64),
         "index": torch.arange(8),
     }
-    return Dataset(name="eight_schools", task="regression", train=train)
+    return Dataset(name="eight_schools", task="meta_analysis", train=train)
 
 
 def log_joint(data: Dataset, hyper: Hyper, **values: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def test_a_wrong_guide_is_caught_by_the_exact_evidence(data: Dataset) -> None:
 
 
 def test_data_without_standard_errors_are_refused(data: Dataset) -> None:
-    bare = Dataset(name="bare", task="regression", train={k: v for k, v in data.train.items() if k != "sigma"})
+    bare = Dataset(name="bare", task="meta_analysis", train={k: v for k, v in data.train.items() if k != "sigma"})
     with pytest.raises(DataError, match="no 'sigma'"):
         build(bare, Hyper())
 

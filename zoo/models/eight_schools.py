@@ -247,7 +247,7 @@ def _measure_reference(seed: int, fast: bool) -> dict[str, float]:
         Means of ``mu`` and ``tau``, and the largest distance of any mean in combined Monte Carlo errors.
     """
     data = zoo.datasets.load("eight_schools")
-    posterior = zoo.fit(METHOD, data, engine="nuts", seed=seed, draws=1_000 if fast else 2_500, dtype="float64")
+    posterior = zoo.fit(METHOD, data, engine="nuts", seed=seed, draws=1_000 if fast else 2_500)
     draws = posterior.to_arviz().posterior[list(_REFERENCE)]
     means, errors = draws.mean(("chain", "draw")), arviz.mcse(draws, method="mean")
     distances = [
@@ -266,7 +266,7 @@ def _measure_divergences(seed: int, fast: bool) -> dict[str, float]:
     data = zoo.datasets.load("eight_schools")
     counts = {}
     for name, hyper in (("centred", Hyper(centred=True)), ("non-centred", Hyper())):
-        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="nuts", seed=seed, chains=4, warmup=1_000, draws=1_000)
+        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="nuts", seed=seed, chains=4, draws=1_000)
         counts[name] = float(posterior.to_arviz().sample_stats["diverging"].sum())
     return counts
 
@@ -343,7 +343,7 @@ METHOD = Method(
     name="eight_schools",
     title="Eight schools: hierarchical normal model, centred and non-centred",
     paper="rubin1981estimation",
-    task="regression",
+    task="meta_analysis",
     hyper=Hyper,
     sites=sites,
     smoke=Hyper(),
