@@ -1,0 +1,924 @@
+"""The command ``zoo``. Nothing heavy is imported before a command needs it: ``zoo list`` must stay instant."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json as jsonlib
+import math
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from zoo import __version__, registry
+from zoo.errors import ArtifactError, DataError, PairError, UnknownNameError, ZooError, suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.inference.posterior import Posterior
+    from zoo.types import Dataset, Diagnostic, Method
+
+__all__ = ["app", "main"]
+
+_FLAGS = ("--quiet", "-q", "--json", "--debug")
+_EPILOG = (
+    "Exit codes: 0 fine, 1 checks failed, 2 usage or bad input. "
+    "--quiet, --json and --debug work before or after a command."
+)
+
+
+# ---------------------------------------------------------------------------------------------- errors and output
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Where a command's words go: results on stdout (or one JSON object), everything else on stderr.
+
+    Args:
+        quiet: Results only, as bare as possible.
+        json: One JSON object on stdout and nothing else there.
+        debug: Tracebacks.
+    """
+
+    quiet: bool = False
+    json: bool = False
+    debug: bool = False
+
+    def note(self, text: str) -> None:
+        """Print a line for the person who waits, on stderr.
+
+        Args:
+            text: The line.
+        """
+        if not self.quiet:
+            typer.echo(text, err=True)
+
+    def result(self, values: Any, *shown: Any, bare: str | None = None) -> None:
+        """Print a result: JSON of ``values``, or what is ``shown`` for people.
+
+        Args:
+            values: JSON-able result.
+            *shown: What rich prints instead; strings are printed as they are.
+            bare: Text under ``--quiet``.
+        """
+        if self.json:
+            from zoo.reports.files import plain
+
+            typer.echo(jsonlib.dumps(plain(values), ensure_ascii=False, allow_nan=False))
+        elif self.quiet and bare is not None:
+            if bare:
+                typer.echo(bare)
+        else:
+            console = _console()
+            for item in shown:
+                console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def _table(*header: str, title: str | None = None, right: Sequence[int] = ()) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    wide = max(len(title or "") - sum(map(len, header)) - 3 * len(header), 0)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        table.add_column(
+            name, justify="right" if i in right else "left", overflow="fold", min_width=len(name) + (0 if i else wide)
+        )
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    from rich.markup import escape
+
+    table.add_row(*map(escape, cells))
+
+
+def _number(value: Any) -> str:
+    from zoo.reports.page import show
+
+    return show(value)
+
+
+def _fail(error: BaseException | str) -> NoReturn:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(2)
+
+
+class _Group(TyperGroup):
+    """The root command: global flags anywhere on the line, and one line for every error."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        flags = [a for a in args[:end] if a in _FLAGS]
+        return super().parse_args(ctx, flags + [a for a in args[:end] if a not in _FLAGS] + args[end:])
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo(f"error: interrupted{stop.args[0] if stop.args else ''}", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except Exception as error:
+            debug = bool(ctx.params.get("debug"))
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or debug:
+                raise
+            if isinstance(error, ZooError):
+                _fail(error)
+            if isinstance(error, OSError):
+                if error.errno == errno.EPIPE:
+                    raise
+                where = f" '{error.filename}'" if error.filename else ""
+                _fail(f"{error.strerror or error}{where}")
+            _fail(f"{type(error).__name__}: {error} (not expected; --debug shows where)")
+
+
+app = typer.Typer(
+    name="zoo",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    epilog=_EPILOG,
+    help="Published probabilistic deep-learning methods: fit one to data, and see whether to trust the posterior.",
+)
+_data = typer.Typer(no_args_is_help=True, help="Bundled data sets.")
+app.add_typer(_data, name="data")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pyro-zoo {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    ctx: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else there.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    ctx.obj = Say(quiet=quiet or json, json=json, debug=debug)
+
+
+# ------------------------------------------------------------------------------------------------------ catalogue
+@app.command("list", epilog=_EPILOG)
+def list_(
+    ctx: typer.Context,
+    task: Annotated[str | None, typer.Option(help="Only methods of this task.")] = None,
+) -> None:
+    """List the methods and diagnostics."""
+    found = registry.entries()
+    if task is not None:
+        tasks = {e.task for e in found}
+        if task not in tasks:
+            raise UnknownNameError(f"no method has the task '{task}'{suggest(task, tasks)}")
+        found = tuple(e for e in found if e.task == task)
+    table = _table("name", "task", "kind", "title")
+    for e in found:
+        _add(table, e.name, e.task, e.kind, e.title)
+    values = [{"name": e.name, "title": e.title, "task": e.task, "kind": e.kind, "paper": e.paper} for e in found]
+    ctx.obj.result(values, table, bare="\n".join(e.name for e in found))
+
+
+_Name = Annotated[str, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)]
+
+
+@app.command(epilog=_EPILOG)
+def show(ctx: typer.Context, name: _Name) -> None:
+    """Show a method: its process, hyper-parameters, engines and claims."""
+    import ast
+
+    from zoo.reports import rst
+    from zoo.types import Method, hyper_to_json
+
+    method = registry.get(name)
+    entry = _entry(name)
+    docstring = ast.get_docstring(ast.parse(entry.path.read_text(encoding="utf-8"))) or ""
+    process = rst.without_bibtex(docstring)
+    engines = method.engines if isinstance(method, Method) else ()
+    claims = [{"statement": c.statement, "published": c.published, "source": c.source} for c in method.claims]
+    values: dict[str, Any] = {
+        "name": name,
+        "title": method.title,
+        "paper": method.paper,
+        "task": method.task,
+        "kind": entry.kind,
+        "engines": list(engines),
+        "hyper": hyper_to_json(method.hyper()),
+        "claims": claims,
+        "process": process,
+    }
+    facts = _table("", "")
+    facts.show_header = False
+    rows = [("name", name), ("paper", f"{method.paper} (zoo cite {name})"), ("task", method.task)]
+    if isinstance(method, Method):
+        values |= {"default_data": method.default_data, "recipe": dataclasses.asdict(method.recipe)}
+        rows += [("engines", ", ".join(engines)), ("default data", method.default_data)]
+        rows.append((
+            "recipe",
+            ", ".join(f"{k} {_text(v)}" for k, v in values["recipe"].items() if v not in (None, 0.0)),
+        ))
+    else:
+        values["reads"] = list(method.reads)
+        rows.append(("reads fits of", ", ".join(method.reads)))
+    for row in rows:
+        _add(facts, *row)
+    hyper = _table("hyper-parameter", "type", "default", title="Hyper-parameters (--hyper NAME=VALUE)")
+    default = method.hyper()
+    for field in dataclasses.fields(default):
+        _add(hyper, field.name, str(field.type), _text(getattr(default, field.name)))
+    shown: list[Any] = [method.title, facts, rst.to_text(process), "", hyper]
+    if claims:
+        table = _table("claim", "published", "source", title=f"Claims (zoo reproduce {name})")
+        for claim in claims:
+            _add(table, claim["statement"], claim["published"], claim["source"])
+        shown.append(table)
+    ctx.obj.result(values, *shown)
+
+
+@app.command(epilog=_EPILOG)
+def cite(ctx: typer.Context, name: _Name) -> None:
+    """Print the BibTeX entry of a method's paper."""
+    text = registry.bibtex(name)
+    ctx.obj.result({"name": name, "bibtex": text}, text, bare=text)
+
+
+@_data.command("list", epilog=_EPILOG)
+def data_list(
+    ctx: typer.Context,
+    task: Annotated[str | None, typer.Option(help="Only data sets of this task.")] = None,
+) -> None:
+    """List the bundled data sets."""
+    from zoo import datasets
+
+    found = datasets.catalogue()
+    if task is not None:
+        tasks = {e.task for e in found}
+        if task not in tasks:
+            raise UnknownNameError(f"no data set has the task '{task}'{suggest(task, tasks)}")
+        found = tuple(e for e in found if e.task == task)
+    table = _table("name", "task", "rows", "columns", "description", right=(2, 3))
+    for e in found:
+        _add(table, e.name, e.task, f"{e.rows:,}", f"{e.columns:,}", e.description)
+    ctx.obj.result([dataclasses.asdict(e) for e in found], table, bare="\n".join(e.name for e in found))
+
+
+@_data.command("show", epilog=_EPILOG)
+def data_show(
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Data set, or the path of your own file.", metavar="NAME", show_default=False)
+    ],
+    target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
+) -> None:
+    """Show a data set as a method would see it: splits, columns, units, source and licence."""
+    from zoo.reports.page import split_sizes
+
+    data = _dataset(name, target)
+    sizes = split_sizes(data)
+    values: dict[str, Any] = {
+        "name": data.name,
+        "task": data.task,
+        "description": data.description,
+        "source": data.source,
+        "licence": data.licence,
+        "rows": sizes,
+        "columns": [dataclasses.asdict(c) for c in data.columns],
+        "target": None if data.target is None else dataclasses.asdict(data.target),
+    }
+    facts = _table("", "")
+    facts.show_header = False
+    for key, label in (
+        ("name", "name"),
+        ("task", "task"),
+        ("description", "about"),
+        ("source", "source"),
+        ("licence", "licence"),
+    ):
+        if values[key]:
+            _add(facts, label, str(values[key]))
+    _add(facts, "rows", ", ".join(f"{n:,} {split}" for split, n in sizes.items()) or "none (one datum)")
+    if data.target is not None:
+        kinds = f" ({len(data.target.categories)} classes)" if data.target.categories else ""
+        _add(facts, "target", f"{data.target.name}{kinds}")
+    shown: list[Any] = [facts]
+    if 0 < len(data.columns) <= 100:
+        columns = _table("column", "mean", "scale", title="Features: (value - mean) / scale", right=(1, 2))
+        for c in data.columns:
+            _add(columns, c.name, _number(c.mean), _number(c.scale))
+        shown.append(columns)
+    elif data.columns:
+        _add(facts, "features", f"{len(data.columns):,}")
+    ctx.obj.result(values, *shown)
+
+
+# ------------------------------------------------------------------------------------------------------------- fit
+class _Engine(StrEnum):
+    svi = "svi"
+    nuts = "nuts"
+
+
+class _Dtype(StrEnum):
+    float32 = "float32"
+    float64 = "float64"
+
+
+_SETTINGS = "fit.json"  # beside a checkpoint: what `--resume` goes on with
+_SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every")
+_NUTS_ONLY = ("chains", "tune", "draws")
+
+
+@app.command(epilog=_EPILOG)
+def fit(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Bundled data set, or a CSV, NPZ or Parquet file. Default: the method's own.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out folder if it exists.")] = False,
+    engine: Annotated[_Engine | None, typer.Option(help="Default: the method's first.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps (svi).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the fit.")] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate (svi).")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=0, help="Rows per step; 0 takes all (svi).")] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="Independent fits; the best is kept (svi).")] = 1,
+    chains: Annotated[int | None, typer.Option(min=1, help="Number of chains (nuts).")] = None,
+    tune: Annotated[int | None, typer.Option(min=1, help="Tuning draws per chain (nuts).")] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Draws per chain after tuning (nuts).")] = None,
+    hyper: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Write a checkpoint to --out after every K steps (svi).")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted fit in this folder; no other option.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[_Dtype | None, typer.Option(help="Default: float32 for svi, float64 for nuts.")] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Run eagerly.")] = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and report.json.")] = True,
+) -> None:
+    """Fit a method to data; write the posterior and its report."""
+    say: Say = ctx.obj
+    if resume is not None:
+        given = _given(ctx) - {"resume"}
+        if given:
+            raise DataError(f"--resume takes the settings of the interrupted fit; leave out {', '.join(sorted(given))}")
+        settings = _read_settings(resume)
+        folder = resume
+    else:
+        if name is None:
+            raise DataError("name a method (`zoo list` shows them), or go on with one: zoo fit --resume DIR")
+        settings = {
+            "name": name,
+            "data": data,
+            "target": target,
+            "hyper": _pairs(hyper or []),
+            "engine": None if engine is None else engine.value,
+            "steps": steps,
+            "seed": seed,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "restarts": restarts,
+            "chains": chains,
+            "tune": tune,
+            "draws": draws,
+            "checkpoint_every": checkpoint_every,
+            "device": device,
+            "dtype": None if dtype is None else dtype.value,
+            "compile": not no_compile,
+            "report": report,
+            "command": _command(ctx),
+        }
+        if data is not None and Path(data).exists():
+            settings["data"] = str(Path(data).resolve())
+        folder = out if out is not None else _free(Path("runs") / name)
+        _refuse_existing(folder, overwrite)
+    result, shown = _fit(say, settings, folder, resume=resume is not None)
+    say.result(result, *shown, bare=str(folder))
+
+
+def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> tuple[dict[str, Any], list[Any]]:
+    """Run a fit with its checkpoints, and put its folder in place whole.
+
+    Args:
+        say: Where words go.
+        settings: Options of the command line.
+        folder: Where the posterior goes.
+        resume: Whether ``folder`` holds a checkpoint to go on from.
+
+    Returns:
+        The result as JSON-able dict, and what is shown of it.
+
+    Raises:
+        DataError: If the data, the options or the folder are no good.
+        PairError: If the method is a diagnostic, or options do not fit the engine.
+    """
+    from zoo.types import Diagnostic, hyper_from_json
+
+    method = registry.get(settings["name"])
+    if isinstance(method, Diagnostic):
+        raise PairError(
+            f"'{method.name}' is a diagnostic of fitted posteriors; `zoo show {method.name}` says how to use it"
+        )
+    engine = settings["engine"] or method.engines[0]
+    for option in _NUTS_ONLY if engine == "svi" else _SVI_ONLY:
+        if settings[option] is not None:
+            raise DataError(
+                f"--{option.replace('_', '-')} does not apply to the engine '{engine}'; leave it out or choose --engine"
+            )
+    hyper = hyper_from_json(method.hyper, settings["hyper"])
+    dataset = _dataset(settings["data"] or method.default_data, settings["target"])
+    checkpoint = settings["checkpoint_every"] is not None
+    options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings[k] is not None}
+    with _whole(folder, keep=checkpoint, resume=resume) as stage:
+        if checkpoint and not resume:
+            from zoo.reports.files import dumps, write_texts
+
+            write_texts({folder / _SETTINGS: dumps(settings)})
+        say.note(f"{method.title}: {dataset.name}, {engine}")
+        with _warnings(say):
+            from zoo.inference.runner import fit as run
+
+            posterior = run(
+                method,
+                dataset,
+                hyper=hyper,
+                engine=settings["engine"],
+                seed=settings["seed"],
+                restarts=settings["restarts"],
+                device=settings["device"],
+                dtype=settings["dtype"],
+                compile=settings["compile"],
+                checkpoint=folder if checkpoint else None,
+                resume=resume,
+                progress=not say.quiet,
+                **options,
+            )
+            posterior.info["command"] = settings["command"]
+            posterior.save(stage)
+            if settings["report"]:
+                say.note("checking the posterior and writing the report")
+                posterior.report(stage / "report.html")
+            result = _outcome(posterior, stage / "report.json" if settings["report"] else None)
+    result |= {"name": method.name, "data": dataset.name, "engine": engine, "folder": str(folder)}
+    files = {"posterior": folder / "posterior.safetensors"}
+    if settings["report"]:
+        files |= {"report": folder / "report.html", "numbers": folder / "report.json"}
+    result["files"] = {k: str(v) for k, v in files.items()}
+    shown: list[Any] = _outcome_tables(result)
+    shown += [f"{label + ':':<11}{path}" for label, path in files.items()]
+    shown += _verdict_lines(result)
+    return result, shown
+
+
+def _outcome(posterior: Posterior, report: Path | None) -> dict[str, Any]:
+    """Collect scores, quantities of interest and the verdict of a fit.
+
+    Args:
+        posterior: The fit.
+        report: The report's JSON, which holds them already, or ``None``.
+
+    Returns:
+        JSON-able dict.
+    """
+    if report is not None:
+        found = jsonlib.loads(report.read_text(encoding="utf-8"))
+        keys = ("verdict", "reasons", "checks", "scores", "quantities", "fit", "hyper")
+        return {k: found[k] for k in keys}
+    from zoo.reports.files import plain
+    from zoo.reports.illustrate import scores
+    from zoo.types import hyper_to_json
+
+    fitted = {"engine": posterior.engine, **posterior.info}
+    outcome = {
+        "scores": scores(posterior),
+        "quantities": posterior.summary(),
+        "fit": fitted,
+        "hyper": hyper_to_json(posterior.hyper),
+    }
+    return {"verdict": None, "reasons": [], "checks": [], **plain(outcome)}
+
+
+def _outcome_tables(result: Mapping[str, Any]) -> list[Any]:
+    from zoo.reports.page import interest_tables
+
+    shown: list[Any] = []
+    scores = result["scores"]
+    if scores:
+        table = _table("score", *scores, title="Scores", right=range(1, len(scores) + 1))
+        for key in dict.fromkeys(k for split in scores.values() for k in split):
+            _add(table, key.replace("_", " "), *(_number(split.get(key)) for split in scores.values()))
+        shown.append(table)
+    for i, found in enumerate(interest_tables(result["quantities"])):
+        table = _table(
+            *found.header, title="Quantities of interest" if i == 0 else None, right=range(1, len(found.header))
+        )
+        for row in found.rows:
+            _add(table, *row)
+        shown.append(table)
+    return shown
+
+
+def _verdict_lines(result: Mapping[str, Any]) -> list[Any]:
+    if result["verdict"] is None:
+        return []
+    from rich.text import Text
+
+    style = {"usable": "bold green", "usable with care": "bold yellow"}.get(result["verdict"], "bold red")
+    lines = [Text.assemble("verdict:   ", (result["verdict"], style))]
+    return [*lines, *(f"  - {reason}" for reason in result["reasons"])]
+
+
+@app.command(epilog=_EPILOG)
+def report(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Page to write, .html. Default: DIR/report.html.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw behind the page.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+) -> None:
+    """Write the report of a saved posterior, and print its verdict."""
+    say: Say = ctx.obj
+    from zoo.inference.posterior import load
+
+    with _warnings(say):
+        posterior = load(folder)
+        say.note("checking the posterior and writing the report")
+        path = posterior.report(out if out is not None else folder / "report.html", seed=seed)
+    numbers = path.with_suffix(".json")
+    result = _outcome(posterior, numbers) | {
+        "name": posterior.name,
+        "files": {"report": str(path), "numbers": str(numbers)},
+    }
+    table = _table("verdict", "check", "value", "threshold")
+    for check in result["checks"]:
+        _add(table, str(check["verdict"]), str(check["title"]), _number(check["value"]), str(check["threshold"] or ""))
+    paths = [f"{label + ':':<11}{where}" for label, where in result["files"].items()]
+    say.result(result, table, *paths, *_verdict_lines(result), bare=str(path))
+    if strict and any(check["verdict"] == "fail" for check in result["checks"]):
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_EPILOG)
+def check(
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Method, or the path of a method file.", metavar="NAME", show_default=False)
+    ],
+) -> None:
+    """Check step by step whether a method's model and guide work."""
+    from zoo.inference.check import Step
+    from zoo.inference.check import check as run
+    from zoo.types import Diagnostic
+
+    say: Say = ctx.obj
+    steps: list[Step] = []
+    with _warnings(say):
+        method = _method_file(Path(name)) if name.endswith(".py") else registry.get(name)
+        if isinstance(method, Diagnostic):
+            raise PairError(f"'{method.name}' is a diagnostic: it has no model and guide to check")
+        try:
+            stage = "default data"
+            dataset = _dataset(method.default_data, None)
+            steps.append(Step(stage, True, f"{method.default_data}, {dataset.num_data:,} training rows"))
+            stage = "task"
+            from zoo import tasks
+
+            tasks.get(method.task).check(dataset)
+            steps.append(Step(stage, True, method.task))
+            stage = "build"
+            pair = method.build(dataset, method.smoke)
+            steps.append(Step(stage, True, "with its small hyper-parameters"))
+        except Exception as error:  # whatever a method's own code raises is this step's finding
+            steps.append(Step(stage, False, f"{type(error).__name__}: {error}"))
+        else:
+            from zoo.reports.illustrate import first_rows
+
+            steps += run(pair.model, pair.guide, first_rows(dataset.train, dataset.whole, 64))
+    table = _table("", "step", "")
+    for step in steps:
+        table.add_row(
+            "[green]✓[/]" if step.ok else "[red]✗[/]", *_escaped(step.name, " ".join(str(step.detail).split()))
+        )
+    fine = all(step.ok for step in steps)
+    values = {"name": name, "ok": fine, "steps": [{"name": s.name, "ok": s.ok, "detail": s.detail} for s in steps]}
+    say.result(values, table, bare="" if fine else "\n".join(f"{s.name}: {s.detail}" for s in steps if not s.ok))
+    if not fine:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=_EPILOG)
+def reproduce(
+    ctx: typer.Context,
+    name: _Name,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds. Default: each claim's own.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Only the small subset that the tests run.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json and NAME.md.")] = Path("reproductions"),
+    docs: Annotated[
+        bool, typer.Option("--docs", help="Also put the table into docs/NAME.md of a source checkout.")
+    ] = False,
+) -> None:
+    """Measure what the paper claims, over seeds. Finished seeds are kept, so that it can be interrupted."""
+    from zoo import claims
+
+    say: Say = ctx.obj
+    page = Path(__file__).parent.parent / "docs" / f"{name}.md" if docs else None
+    with _warnings(say):
+        found = claims.reproduce(name, seeds=seeds, fast=fast, out=out, docs=page, progress=say.note)
+    table = _table("claim", "published", "measured (mean ± sd)", "verdict", title=found.title)
+    style = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
+    for claim in found.claims:
+        keys = dict.fromkeys(k for run in claim.runs for k in run.values)
+        spread = {k: claim.sd(k) for k in keys}
+        lines = [
+            f"{k}: {_number(claim.mean(k))}" + (f" ± {_number(v)}" if math.isfinite(v) else "")
+            for k, v in spread.items()
+        ]
+        cells = _escaped(claim.statement, claim.published, "\n".join(lines))
+        table.add_row(*cells, f"[{style[claim.verdict]}]{claim.verdict}[/]")
+    paths = [f"table: {out / f'{name}.md'}", f"numbers: {out / f'{name}.json'}"]
+    say.result(found.to_json(), table, *paths, bare=found.verdict)
+    if any(claim.verdict == "not reproduced" for claim in found.claims):
+        raise typer.Exit(1)
+
+
+# --------------------------------------------------------------------------------------------------------- helpers
+def _entry(name: str) -> registry.Entry:
+    return next(e for e in registry.entries() if e.name == name)
+
+
+def _escaped(*cells: str) -> list[str]:
+    from rich.markup import escape
+
+    return [escape(cell) for cell in cells]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _dataset(name: str, target: str | None) -> Dataset:
+    """Load a bundled data set by name, or read the user's own file.
+
+    Args:
+        name: Name or path; what exists as a file or looks like a path is one.
+        target: Column to predict.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: If a target is given for a bundled data set, or the file does not exist.
+    """
+    from zoo import datasets
+
+    if name not in datasets.names() and (Path(name).exists() or Path(name).suffix or os.sep in name):
+        if not Path(name).exists():
+            raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
+        return datasets.read(name, target=target)
+    data = datasets.load(name)
+    own = "none" if data.target is None else data.target.name
+    if target is not None and target != own:
+        raise DataError(f"data set '{name}' has the target '{own}'; --target is for your own files")
+    return data
+
+
+def _method_file(path: Path) -> Method[Any] | Diagnostic[Any]:
+    import importlib.util
+
+    if not path.is_file():
+        raise DataError(f"file '{path}' does not exist; give the path of a method file, or a name from `zoo list`")
+    spec = importlib.util.spec_from_file_location(f"_zoo_checked_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"'{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise DataError(f"'{path}' line {error.lineno}: {error.msg}") from error
+    found: Method[Any] | Diagnostic[Any] | None = getattr(module, "METHOD", None) or getattr(module, "DIAGNOSTIC", None)
+    if found is None:
+        raise DataError(f"'{path}' defines no METHOD")
+    return found
+
+
+def _pairs(items: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise DataError(f"--hyper '{item}' is no KEY=VALUE; write for example --hyper hidden=300,100")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Return the names of the parameters that stand on the command line.
+
+    Args:
+        ctx: Context of the command.
+
+    Returns:
+        Names as written, without dashes in front.
+    """
+    found = set()
+    for key in ctx.params:
+        source = ctx.get_parameter_source(key)
+        if source is not None and source.name == "COMMANDLINE":
+            found.add(key)
+    return found
+
+
+def _command(ctx: typer.Context) -> str:
+    """Return the command line that repeats a fit.
+
+    Args:
+        ctx: Context of the command.
+
+    Returns:
+        The command with every option that was given.
+    """
+    given = _given(ctx)
+    words = ["zoo", str(ctx.command.name)]
+    for param in ctx.command.params:
+        key = str(param.name)
+        if key not in given:
+            continue
+        value = ctx.params[key]
+        if param.param_type_name == "argument":
+            words.append(str(value))
+            continue
+        flag = max([*param.opts, *param.secondary_opts], key=len)
+        if isinstance(value, bool):
+            words.append(param.opts[0] if value else param.secondary_opts[0] if param.secondary_opts else flag)
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            words += [param.opts[0], str(item.value if isinstance(item, StrEnum) else item)]
+    return shlex.join(words)
+
+
+def _free(path: Path) -> Path:
+    """Return a path that does not exist yet.
+
+    Args:
+        path: The wish.
+
+    Returns:
+        It, or with the first number behind it that is free.
+    """
+    found, number = path, 1
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--out '{folder}' is a file; name a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        unfinished = (folder / _SETTINGS).exists() and not (folder / "posterior.json").exists()
+        more = f"go on with it by `zoo fit --resume {folder}`, or " if unfinished else ""
+        raise DataError(f"--out '{folder}' exists and is not empty; {more}add --overwrite or choose another folder")
+    if not ((folder / "posterior.json").exists() or (folder / _SETTINGS).exists()):
+        raise DataError(f"--out '{folder}' holds no posterior of the zoo, so it is not replaced; choose another folder")
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / _SETTINGS
+    if (folder / "posterior.json").exists():
+        raise DataError(f"the fit in '{folder}' is finished; `zoo report {folder}` writes its report")
+    if not path.is_file():
+        raise DataError(
+            f"'{folder}' holds no interrupted fit (no {_SETTINGS}); start one with --checkpoint-every K --out DIR"
+        )
+    try:
+        found = jsonlib.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str) or "checkpoint_every" not in found:
+            raise ValueError("it lacks settings")
+    except ValueError as error:
+        raise ArtifactError(f"'{path}' is damaged: {error}") from error
+    return found
+
+
+@contextmanager
+def _whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
+    """Yield a folder aside whose files come into place together when the block ends well, and vanish otherwise.
+
+    Args:
+        folder: Where the files go; an existing one is replaced.
+        keep: Whether ``folder`` itself holds checkpoints while the fit runs, which an interruption leaves there.
+        resume: Whether it held some before.
+
+    Yields:
+        The folder aside.
+
+    Raises:
+        DataError: If the folders cannot be made or moved.
+    """
+    made: list[Path] = []
+    stage = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    old = stage.with_suffix(".old")
+    try:
+        try:
+            for parent in reversed([p for p in folder.absolute().parents if not p.exists()]):
+                parent.mkdir()
+                made.append(parent)
+            stage.mkdir()
+            if keep and not resume:
+                if folder.exists():
+                    folder.rename(old)
+                folder.mkdir()
+        except OSError as error:
+            raise DataError(f"cannot write to '{folder}': {error.strerror or error}; choose another --out") from error
+        yield stage
+        try:
+            if folder.exists() and not keep:
+                folder.rename(old)
+            if keep:
+                (stage / _SETTINGS).write_bytes((folder / _SETTINGS).read_bytes())
+                folder.rename(stage.with_suffix(".done"))
+            stage.rename(folder)
+        except OSError as error:
+            raise DataError(f"cannot write to '{folder}': {error.strerror or error}; choose another --out") from error
+        shutil.rmtree(stage.with_suffix(".done"), ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as stop:
+        shutil.rmtree(stage, ignore_errors=True)
+        resumable = keep and any(folder.rglob("checkpoint.safetensors"))
+        if keep and not resumable and not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        if old.exists():
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(folder)
+        for parent in reversed(made):
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        if resumable and isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"; go on with: zoo fit --resume {shlex.quote(str(folder))}") from stop
+        raise
+
+
+@contextmanager
+def _warnings(say: Say) -> Iterator[None]:
+    """Show each warning as one line on stderr.
+
+    Args:
+        say: Where words go.
+
+    Yields:
+        Nothing.
+    """
+    import warnings
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning | RuntimeWarning):
+            say.note(f"note: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``zoo`` and ``python -m zoo``."""
+    try:
+        app(prog_name="zoo")
+    except KeyboardInterrupt:
+        typer.echo("error: interrupted", err=True)
+        sys.exit(128 + signal.SIGINT)

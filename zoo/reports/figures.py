@@ -1,0 +1,819 @@
+"""Figures of the report, drawn by matplotlib without pyplot: inline SVG that follows the page's theme."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "Drawing",
+    "bars",
+    "curve",
+    "forest",
+    "histogram",
+    "intervals",
+    "khat_repeats",
+    "loss_curve",
+    "overlay",
+    "pairs",
+    "pareto_k",
+    "ranks",
+    "ratios",
+    "reliability",
+    "traces",
+]
+
+Array = NDArray[np.float64]
+
+# Colours of the light theme; in the page each becomes a CSS variable, so that the dark theme recolours the figures.
+INK, MUTED, GRID, FILL = "#20242a", "#616a75", "#dfe3e8", "#c9d6e8"
+BLUE, ORANGE, RED, GREEN = "#2c64a8", "#c2611f", "#b3261d", "#2f7d4f"
+PURPLE, TEAL, GOLD, GREY = "#75509f", "#1f7a8c", "#9a7b16", "#8a929c"
+CHAINS = (BLUE, ORANGE, GREEN, PURPLE, TEAL, GOLD, RED, GREY)
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    FILL: "fill",
+    BLUE: "blue",
+    ORANGE: "orange",
+    RED: "red",
+    GREEN: "green",
+    PURPLE: "purple",
+    TEAL: "teal",
+    GOLD: "gold",
+    GREY: "grey",
+}
+_WIDTH = 4.7  # inches: one column of the page, and one phone
+_STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "path.simplify_threshold": 0.4,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "xtick.major.width": 0.7,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8.5,
+    "ytick.major.width": 0.7,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One figure of the page.
+
+    Args:
+        name: Identifier, unique on the page.
+        svg: The ``<svg>`` element.
+        caption: Sentences under the figure.
+        wide: Whether it takes the whole width of the page.
+    """
+
+    name: str
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+def _draw(
+    name: str,
+    paint: Callable[[Any], None],
+    *,
+    caption: str,
+    alt: str,
+    rows: int = 1,
+    height: float = 2.9,
+    sharex: bool = False,
+    wide: bool = False,
+) -> Drawing:
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(_WIDTH * (2 if wide else 1), height), layout="constrained")
+        axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False)[:, 0]
+        paint(axes if rows > 1 else axes[0])
+        buffer = io.StringIO()
+        FigureCanvasSVG(figure).print_figure(
+            buffer, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None, "Creator": None}
+        )
+    return Drawing(name, _themed(buffer.getvalue(), name, alt), caption, wide)
+
+
+def _themed(svg: str, name: str, alt: str) -> str:
+    # Cut the element out of its file, scope its identifiers, and turn its colours into CSS variables.
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', lambda m: f"{m[0]}{name}-", svg)
+    svg = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is more than a screen shows
+    svg = re.sub(r"\n\s*", "\n", svg)
+    head = re.match(r"<svg[^>]*>", svg)
+    assert head is not None
+    box = re.search(r'viewBox="[^"]*"', head[0])
+    opening = (
+        f'<svg role="img" aria-label="{_attribute(alt)}" {box[0] if box else ""} preserveAspectRatio="xMidYMid meet">'
+    )
+    return opening + svg[head.end() :].strip()
+
+
+def _attribute(text: str) -> str:
+    for raw, safe in (("&", "&amp;"), ('"', "&quot;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(raw, safe)
+    return text
+
+
+def _array(values: ArrayLike) -> Array:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _finite(values: ArrayLike) -> Array:
+    array = _array(values)
+    return array[np.isfinite(array)]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _plain(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _number(v).replace("-", "\N{MINUS SIGN}")))
+
+
+# ---------------------------------------------------------------------------------------------------- optimiser
+def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative ELBO") -> Drawing:
+    """Draw a loss per step: binned range, smoothed line, on a scale that an early spike does not flatten.
+
+    Args:
+        losses: Loss per step, ``(steps,)``.
+        name: Identifier on the page.
+        label: What the loss is.
+
+    Returns:
+        The drawing.
+    """
+    values = _array(losses)
+    steps = np.arange(1, values.size + 1)
+    edges = np.unique(np.linspace(0, values.size, min(values.size, 300) + 1).astype(int))
+    groups = [(steps[a:b].mean(), _finite(values[a:b])) for a, b in itertools.pairwise(edges)]
+    kept = [(at, group) for at, group in groups if group.size]
+    at = np.array([s for s, _ in kept])
+    low, mid, high = (np.array([np.quantile(g, q) for _, g in kept]) for q in (0.05, 0.5, 0.95))
+    tail = _finite(values[-max(values.size // 5, 1) :])
+    window = max(len(mid) // 25, 1)
+    padded = np.pad(mid, (window, window), mode="edge") if mid.size else mid
+    smooth = np.array([np.median(padded[i : i + 2 * window + 1]) for i in range(mid.size)])
+    bottom = float(np.quantile(tail, 0.5)) if tail.size else 0.0
+    spread = max(float(np.subtract(*np.quantile(tail, (0.9, 0.1)))), 1e-3 * abs(bottom), 1e-9) if tail.size else 1.0
+    stretched = bool(mid.size and (high.max() - bottom) > 30 * spread)
+
+    def paint(ax: Axes) -> None:
+        if values.size > at.size:
+            ax.fill_between(at, low, high, color=FILL, linewidth=0, label="5-95% of steps")
+        else:
+            ax.plot(at, mid, color=FILL, linewidth=1, label="each step")
+        ax.plot(at, smooth, color=BLUE, label="running median")
+        if stretched:
+            ax.set_yscale(
+                "function",
+                functions=(lambda y: np.arcsinh((y - bottom) / spread), lambda u: bottom + spread * np.sinh(u)),
+            )
+            top = float(high.max())
+            ticks = [bottom]
+            step = 10.0 ** np.ceil(np.log10(3 * spread))
+            while bottom + step < top:
+                ticks.append(float(f"{bottom + step:.{3 if step < abs(bottom) else 1}g}"))
+                step *= 10 if top - bottom < 1e5 * spread else 100
+            ax.yaxis.set_major_locator(FixedLocator(ticks))
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.set_ylim(float(min(low.min(), bottom)), top)
+        _plain(ax.yaxis)
+        _plain(ax.xaxis)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.set_xlim(0, values.size)
+        ax.set_xlabel("optimiser step")
+        ax.set_ylabel(label)
+        ax.legend(loc="upper right")
+
+    scale = " The vertical scale is linear near the final loss and logarithmic above it." if stretched else ""
+    end = _number(bottom)
+    return _draw(
+        name,
+        paint,
+        caption=f"Loss per optimiser step ({label}); lower is better. Median of the last fifth: {end}.{scale}",
+        alt=f"Loss curve over {values.size} steps; median of the last fifth {end}.",
+    )
+
+
+def khat_repeats(values: ArrayLike, *, good: float = 0.5, limit: float = 0.7) -> Drawing:
+    """Draw Pareto k-hat of the guide over independent repeats.
+
+    Args:
+        values: One k-hat per repeat, ``(repeats,)``.
+        good: Below it importance sampling from the guide is efficient.
+        limit: Above it the guide is too far from the posterior.
+
+    Returns:
+        The drawing.
+    """
+    k = np.sort(_finite(values))
+
+    def paint(ax: Axes) -> None:
+        ax.axvspan(min(0.0, float(k.min(initial=0.0))) - 0.1, good, color=GREEN, alpha=0.08, linewidth=0)
+        right = max(float(k.max(initial=1.0)), 1.0) * 1.08
+        ax.axvspan(limit, right, color=RED, alpha=0.08, linewidth=0)
+        for at, colour in ((good, GREEN), (limit, RED)):
+            ax.axvline(at, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+        ax.scatter(k, np.arange(1, k.size + 1), s=26, color=BLUE, zorder=3)
+        ax.axvline(float(k.mean()), color=INK, linewidth=1)
+        ax.annotate(
+            "mean",
+            (float(k.mean()), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -9),
+            textcoords="offset points",
+        )
+        ax.set_xlim(min(0.0, float(k.min(initial=0.0))) - 0.1, right)
+        ax.set_ylim(0.2, k.size + 1.6)
+        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        ax.set_xlabel("Pareto k-hat")
+        ax.set_ylabel("repeat (sorted)")
+
+    return _draw(
+        "khat",
+        paint,
+        height=2.5,
+        caption=f"Pareto k-hat over {k.size} repeats with fresh draws. Up to {good:g}: close to the posterior; "
+        f"above {limit:g}: too far from it for its spreads and tails to be trusted.",
+        alt=f"Pareto k-hat over {k.size} repeats: {k.min():.2f} to {k.max():.2f}; limit {limit:g}.",
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- chains
+def traces(chains: Mapping[str, ArrayLike], *, thin: int = 300) -> Drawing:
+    """Draw trace plots, one row per quantity and one line per chain.
+
+    Args:
+        chains: Label -> draws, ``(chains, draws)``.
+        thin: At most so many points per line.
+
+    Returns:
+        The drawing.
+    """
+    items = [(label, _array(values)) for label, values in chains.items()]
+
+    def paint(axes: Any) -> None:
+        for ax, (label, values) in zip(np.atleast_1d(axes), items, strict=True):
+            stride = max(values.shape[1] // thin, 1)
+            for i, chain in enumerate(values):
+                at = np.arange(0, chain.size, stride)
+                ax.plot(at, chain[::stride], color=CHAINS[i % len(CHAINS)], linewidth=0.6, alpha=0.85)
+            ax.set_title(label)
+            ax.yaxis.set_major_locator(MaxNLocator(3))
+            _plain(ax.yaxis)
+            ax.set_xlim(0, values.shape[1])
+        np.atleast_1d(axes)[-1].set_xlabel("draw")
+
+    names = ", ".join(label for label, _ in items)
+    return _draw(
+        "traces",
+        paint,
+        rows=len(items),
+        height=0.55 + 1.05 * len(items),
+        sharex=True,
+        caption="Draws in order, one colour per chain. Chains that mix well look alike and wander nowhere.",
+        alt=f"Trace plots of {names}.",
+    )
+
+
+def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
+    """Draw rank histograms, one row per quantity and one line per chain.
+
+    Args:
+        chains: Label -> draws, ``(chains, draws)``.
+        bins: Bins of the histogram.
+
+    Returns:
+        The drawing.
+
+    References:
+        Vehtari et al. (2021), Rank-normalization, folding, and localization, section 4.
+    """
+    items = [(label, _array(values)) for label, values in chains.items()]
+
+    def paint(axes: Any) -> None:
+        for ax, (label, values) in zip(np.atleast_1d(axes), items, strict=True):
+            order = values.ravel().argsort(kind="stable").argsort(kind="stable").reshape(values.shape)
+            expected = values.shape[1] / bins
+            edges = np.linspace(0, values.size, bins + 1)
+            for i, chain in enumerate(order):
+                counts, _ = np.histogram(chain, bins=edges)
+                ax.stairs(counts / expected, edges / values.size, color=CHAINS[i % len(CHAINS)], linewidth=1)
+            band = 2 * np.sqrt((1 - 1 / bins) / expected)
+            ax.axhspan(1 - band, 1 + band, color=GREY, alpha=0.15, linewidth=0)
+            ax.axhline(1, color=MUTED, linewidth=0.8)
+            ax.set_title(label)
+            ax.set_ylim(0, max(2.0, ax.get_ylim()[1]))
+            ax.yaxis.set_major_locator(MaxNLocator(3))
+            ax.set_xlim(0, 1)
+        np.atleast_1d(axes)[-1].set_xlabel("rank among all chains (scaled to 0-1)")
+
+    names = ", ".join(label for label, _ in items)
+    return _draw(
+        "ranks",
+        paint,
+        rows=len(items),
+        height=0.55 + 1.05 * len(items),
+        sharex=True,
+        caption="Where each chain's draws rank among all draws, relative to a uniform spread. Chains that agree stay "
+        "near 1; the grey band holds two standard errors of independent draws.",
+        alt=f"Rank plots of {names}.",
+    )
+
+
+def pairs(x: ArrayLike, y: ArrayLike, diverging: ArrayLike, *, xlabel: str, ylabel: str, most: int = 1200) -> Drawing:
+    """Draw two quantities against each other with divergent draws on top.
+
+    Args:
+        x: Draws, ``(n,)``.
+        y: Draws, ``(n,)``.
+        diverging: Which draws ended in a divergence, ``(n,)``.
+        xlabel: Name of ``x``.
+        ylabel: Name of ``y``.
+        most: Ordinary draws shown at most.
+
+    Returns:
+        The drawing.
+    """
+    xs, ys, bad = _array(x).ravel(), _array(y).ravel(), np.asarray(diverging, dtype=bool).ravel()
+    fine = np.flatnonzero(~bad)
+    fine = fine[:: max(fine.size // most, 1)]
+
+    def paint(ax: Axes) -> None:
+        ax.scatter(xs[fine], ys[fine], s=5, color=BLUE, alpha=0.35, linewidths=0, label="draw")
+        if bad.any():
+            ax.scatter(xs[bad][:600], ys[bad][:600], s=14, color=RED, linewidths=0, zorder=3, label="divergence")
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        _plain(ax.xaxis)
+        _plain(ax.yaxis)
+        ax.legend(loc="best", markerscale=1.4, handletextpad=0.1)
+
+    return _draw(
+        "pairs",
+        paint,
+        height=3.3,
+        caption=f"{ylabel} against {xlabel}, with {int(bad.sum())} divergent draws in red. Divergences that "
+        "gather in a narrow neck mean that the sampler cannot enter it: the neck is under-represented, and whatever "
+        "depends on it is biased.",
+        alt=f"Scatter of {ylabel} against {xlabel} with {int(bad.sum())} divergences.",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- posterior
+def forest(
+    labels: Sequence[str], mid: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, title: str, units: str = ""
+) -> Drawing:
+    """Draw intervals with their means, one row per quantity.
+
+    Args:
+        labels: Name per row.
+        mid: Means, ``(n,)``.
+        low: Lower ends of 90% intervals, ``(n,)``.
+        high: Upper ends of 90% intervals, ``(n,)``.
+        name: Identifier on the page.
+        title: What is shown.
+        units: Label of the horizontal axis.
+
+    Returns:
+        The drawing.
+    """
+    m, a, b = _array(mid), _array(low), _array(high)
+    at = np.arange(m.size)[::-1]
+
+    def paint(ax: Axes) -> None:
+        if (a.min() < 0) and (b.max() > 0):
+            ax.axvline(0, color=MUTED, linewidth=0.8)
+        clear = (a > 0) | (b < 0)
+        for chosen, colour in ((clear, BLUE), (~clear, GREY)):
+            ax.hlines(at[chosen], a[chosen], b[chosen], color=colour, linewidth=2)
+            ax.scatter(m[chosen], at[chosen], s=24, color=colour, zorder=3)
+        ax.set_yticks(at, labels)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.set_ylim(-0.7, m.size - 0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        _plain(ax.xaxis)
+        ax.set_xlabel(units or title)
+
+    return _draw(
+        name,
+        paint,
+        height=max(0.75 + 0.22 * m.size, 1.6),
+        caption=f"{title}: posterior means and 90% intervals; blue where the interval leaves out zero.",
+        alt=f"Forest plot of {title}, {m.size} rows.",
+    )
+
+
+# -------------------------------------------------------------------------------------------------- predictions
+def overlay(
+    observed: ArrayLike,
+    replicated: ArrayLike,
+    *,
+    label: str,
+    discrete: bool = False,
+    classes: Sequence[str] = (),
+    name: str = "ppc",
+) -> Drawing:
+    """Draw the distribution of the observed values over those of replicated data sets.
+
+    Args:
+        observed: Observed values, ``(n,)``.
+        replicated: Replicated data, ``(replicates, n)``.
+        label: Name and unit of the values.
+        discrete: Whether the values are counts: bars instead of densities.
+        classes: Names of the values 0, 1, ... of a class.
+        name: Identifier on the page.
+
+    Returns:
+        The drawing.
+    """
+    y, reps = _finite(observed), _array(replicated)
+    reps = reps.reshape(reps.shape[0], -1)
+    finite = reps[np.isfinite(reps)]
+    support = np.arange(len(classes), dtype=float) if classes else np.unique(np.concatenate([y, finite]))
+    discrete = bool(classes) or (discrete and support.size <= 40)
+    if discrete:
+        seen = np.array([(y == v).mean() for v in support])
+        share = np.stack([(reps == v).mean(1) for v in support], -1)
+    else:
+        both = np.concatenate([y, finite])
+        low, high = np.quantile(both, (0.002, 0.998))
+        margin = 0.08 * max(high - low, 1e-9)
+        edges = np.linspace(
+            min(low, y.min()) - margin, max(high, y.max()) + margin, int(np.clip(np.sqrt(y.size) * 1.6, 12, 40)) + 1
+        )
+        width = edges[1] - edges[0]
+        seen = np.histogram(y, edges)[0] / (y.size * width)
+        share = np.stack([np.histogram(r[np.isfinite(r)], edges)[0] / (max(r.size, 1) * width) for r in reps])
+
+    bottom, centre, top = np.quantile(share, (0.05, 0.5, 0.95), axis=0)
+
+    def paint(ax: Axes) -> None:
+        if discrete:
+            at = np.arange(support.size)
+            ax.bar(at, seen, width=0.7, color=FILL, label="observed")
+            ax.errorbar(
+                at,
+                centre,
+                (centre - bottom, top - centre),
+                fmt="o",
+                color=BLUE,
+                markersize=4,
+                linewidth=1.2,
+                label="replicated, 90%",
+            )
+            names = list(classes) or [f"{v:g}" for v in support]
+            stride = max(support.size // 12, 1)
+            tilt = sum(map(len, names)) > 60
+            ax.set_xticks(at[::stride], names[::stride], rotation=40 if tilt else 0, ha="right" if tilt else "center")
+            ax.grid(visible=False, axis="x")
+            ax.set_ylabel("share")
+            ax.set_ylim(0, 1.28 * max(float(seen.max()), float(top.max())))
+        else:
+            ax.stairs(top, edges, baseline=bottom, fill=True, color=FILL, label="replicated, 90%")
+            ax.stairs(centre, edges, color=BLUE, linewidth=1, label="replicated, median")
+            ax.stairs(seen, edges, color=INK, linewidth=1.5, label="observed")
+            ax.set_yticks([])
+            ax.set_ylabel("density")
+            ax.set_xlim(edges[0], edges[-1])
+            ax.set_ylim(0, 1.3 * max(float(seen.max()), float(top.max())))
+            ax.xaxis.set_major_locator(MaxNLocator(6))
+            _plain(ax.xaxis)
+        ax.set_xlabel(label)
+        ax.legend(loc="upper right", ncols=2 if discrete else 1)
+
+    return _draw(
+        name,
+        paint,
+        caption=f"Observed {label} against {reps.shape[0]} data sets replicated from the fitted model. A line that "
+        "leaves the band shows a feature of the data that the model does not reproduce.",
+        alt=f"Posterior predictive check of {label}: observed values against {reps.shape[0]} replicated data sets.",
+    )
+
+
+def intervals(
+    labels: Sequence[str], observed: ArrayLike, low: ArrayLike, mid: ArrayLike, high: ArrayLike, *, label: str
+) -> Drawing:
+    """Draw each observed value over the interval that the model predicts for it.
+
+    Args:
+        labels: Name per row.
+        observed: Observed values, ``(n,)``.
+        low: Lower ends of 90% predictive intervals, ``(n,)``.
+        mid: Predictive medians, ``(n,)``.
+        high: Upper ends of 90% predictive intervals, ``(n,)``.
+        label: Name and unit of the values.
+
+    Returns:
+        The drawing.
+    """
+    y, a, m, b = (_array(v) for v in (observed, low, mid, high))
+    at = np.arange(y.size)[::-1]
+    inside = int(((a <= y) & (y <= b)).sum())
+
+    def paint(ax: Axes) -> None:
+        ax.hlines(at, a, b, color=FILL, linewidth=5, label="replicated, 90%")
+        ax.scatter(m, at, marker="|", s=60, color=BLUE, linewidths=1.4, label="replicated, median")
+        ax.scatter(y, at, s=22, color=INK, zorder=3, label="observed")
+        ax.set_yticks(at, labels)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.set_ylim(-0.7, y.size + 0.9)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        _plain(ax.xaxis)
+        ax.set_xlabel(label)
+        ax.legend(loc="upper center", ncols=3, columnspacing=1.0, handlelength=1.2, borderaxespad=0)
+
+    return _draw(
+        "ppc",
+        paint,
+        height=1.1 + 0.23 * y.size,
+        caption=f"Each observed value of {label} over the 90% interval of values replicated from the fitted model; "
+        f"{inside} of {y.size} lie inside.",
+        alt=f"Observed {label} against predictive intervals for {y.size} rows; {inside} inside.",
+    )
+
+
+def reliability(
+    predicted: ArrayLike,
+    observed: ArrayLike,
+    *,
+    counts: ArrayLike | None = None,
+    kind: str = "probability",
+    split: str = "test",
+    name: str = "reliability",
+) -> Drawing:
+    """Draw stated against observed frequencies: a reliability diagram, or the coverage of central intervals.
+
+    Args:
+        predicted: Stated probability per bin or nominal coverage, ``(bins,)``.
+        observed: Observed frequency per bin, ``(bins,)``; NaN where a bin is empty.
+        counts: Rows per bin, for error bars and the histogram, ``(bins,)``.
+        kind: ``probability`` or ``coverage``.
+        split: Which rows these are.
+        name: Identifier on the page.
+
+    Returns:
+        The drawing.
+    """
+    p, o = _array(predicted), _array(observed)
+    n = None if counts is None else _array(counts)
+    keep = np.isfinite(p) & np.isfinite(o) & (np.ones_like(p, dtype=bool) if n is None else n > 0)
+
+    def paint(ax: Axes) -> None:
+        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if n is not None and kind == "probability":
+            share = n / max(n.sum(), 1)
+            ax.bar(
+                p[keep],
+                0.25 * share[keep] / max(share.max(), 1e-12),
+                width=0.8 / max(p.size, 1),
+                color=FILL,
+                label="share of rows",
+            )
+        if n is not None:
+            error = np.sqrt(np.clip(o[keep] * (1 - o[keep]), 0, None) / np.maximum(n[keep], 1))
+            ax.errorbar(p[keep], o[keep], 2 * error, fmt="none", ecolor=BLUE, elinewidth=1)
+        ax.plot(p[keep], o[keep], marker="o", markersize=4, color=BLUE, label="observed")
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1)
+        ax.set_xlabel("stated probability" if kind == "probability" else "nominal coverage")
+        ax.set_ylabel("observed frequency" if kind == "probability" else "observed coverage")
+        ax.legend(loc="upper left")
+
+    what = (
+        f"Stated class probability against observed frequency on the {split} rows"
+        if kind == "probability"
+        else f"Nominal coverage of central predictive intervals against the share of {split} rows inside them"
+    )
+    return _draw(
+        name,
+        paint,
+        height=3.3,
+        caption=f"{what}. On the dashed line the stated uncertainty is right; below it, overconfident.",
+        alt=f"{what}, {int(keep.sum())} points.",
+    )
+
+
+def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Drawing:
+    """Draw the Pareto k of leave-one-out cross-validation per datum.
+
+    Args:
+        values: One k per datum, ``(n,)``.
+        limit: Above it the datum's estimate is unreliable.
+        most: Ordinary points shown at most; those above ``limit`` are all shown.
+
+    Returns:
+        The drawing.
+    """
+    k = _array(values).ravel()
+    bad = np.flatnonzero(k > limit)
+    fine = np.flatnonzero(k <= limit)
+    fine = fine[:: max(fine.size // most, 1)]
+
+    def paint(ax: Axes) -> None:
+        ax.scatter(fine, k[fine], s=7, color=BLUE, linewidths=0, alpha=0.7)
+        ax.scatter(bad, k[bad], s=14, color=RED, linewidths=0, zorder=3)
+        ax.axhline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_ylim(
+            min(-0.05, float(np.nanmin(k, initial=0.0)) - 0.05), max(1.0, float(np.nanmax(k, initial=1.0)) * 1.05)
+        )
+        ax.set_xlim(-0.02 * k.size - 0.5, k.size * 1.02 + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _plain(ax.xaxis)
+        ax.set_xlabel("datum")
+        ax.set_ylabel("Pareto k")
+
+    return _draw(
+        "loo",
+        paint,
+        height=2.6,
+        caption=f"Pareto k of leave-one-out cross-validation per datum; {bad.size} of {k.size} lie above {limit:g}. "
+        "Data above the line pull the posterior so strongly that their left-out prediction "
+        "cannot be estimated from this fit.",
+        alt=f"Pareto k per datum: {bad.size} of {k.size} above {limit:g}.",
+    )
+
+
+def histogram(
+    values: ArrayLike,
+    *,
+    name: str,
+    label: str,
+    caption: str,
+    mark: float | None = None,
+    limits: Iterable[float] = (),
+    bins: int = 24,
+) -> Drawing:
+    """Draw a histogram, with a marked value and limits where given.
+
+    Args:
+        values: Values, any shape.
+        name: Identifier on the page.
+        label: Label of the horizontal axis.
+        caption: Sentence under the figure.
+        mark: Value to mark, e.g. an observed statistic.
+        limits: Thresholds to draw.
+        bins: Number of bins.
+
+    Returns:
+        The drawing.
+    """
+    v = _finite(values)
+
+    def paint(ax: Axes) -> None:
+        ax.hist(v, bins=bins, color=FILL, edgecolor=BLUE, linewidth=0.6)
+        if mark is not None:
+            ax.axvline(mark, color=INK, linewidth=1.5)
+        for limit in limits:
+            ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_xlabel(label)
+        ax.set_ylabel("count")
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        _plain(ax.xaxis)
+
+    return _draw(name, paint, height=2.5, caption=caption, alt=f"Histogram of {label}, {v.size} values.")
+
+
+def bars(
+    labels: Sequence[str], values: ArrayLike, *, name: str, label: str, caption: str, limits: Iterable[float] = ()
+) -> Drawing:
+    """Draw one horizontal bar per label.
+
+    Args:
+        labels: Name per bar.
+        values: Length per bar, ``(n,)``.
+        name: Identifier on the page.
+        label: Label of the horizontal axis.
+        caption: Sentence under the figure.
+        limits: Thresholds to draw.
+
+    Returns:
+        The drawing.
+    """
+    v = _array(values)
+    at = np.arange(v.size)[::-1]
+
+    def paint(ax: Axes) -> None:
+        ax.barh(at, v, height=0.65, color=FILL, edgecolor=BLUE, linewidth=0.6)
+        for limit in limits:
+            ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_yticks(at, labels)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        _plain(ax.xaxis)
+        ax.set_xlabel(label)
+
+    return _draw(
+        name,
+        paint,
+        height=max(0.75 + 0.24 * v.size, 1.5),
+        caption=caption,
+        alt=f"Bars of {label}: {', '.join(labels)}.",
+    )
+
+
+def ratios(values: ArrayLike, *, low: float, high: float, most: int = 400) -> Drawing:
+    """Draw ratios of standard deviations, approximate to exact, one per parameter, sorted, on a log scale.
+
+    Args:
+        values: Ratios, ``(n,)``.
+        low: Smallest ratio that still counts as agreement.
+        high: Largest ratio that still counts as agreement.
+        most: Points shown at most.
+
+    Returns:
+        The drawing.
+    """
+    r = np.sort(_finite(values))
+    r = r[np.linspace(0, r.size - 1, min(r.size, most)).astype(int)] if r.size else r
+
+    def paint(ax: Axes) -> None:
+        ax.axhspan(low, high, color=GREEN, alpha=0.1, linewidth=0)
+        ax.axhline(1, color=MUTED, linewidth=0.8)
+        ax.scatter(np.arange(1, r.size + 1), r, s=10, color=BLUE, linewidths=0)
+        ax.set_yscale("log")
+        ax.set_ylim(min(0.5, float(r.min(initial=0.5)) * 0.9), max(2.0, float(r.max(initial=2.0)) * 1.1))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]))
+        _plain(ax.yaxis)
+        ax.set_xlabel("parameter (sorted)")
+        ax.set_ylabel("sd, SVI / NUTS")
+
+    return _draw(
+        "ratios",
+        paint,
+        height=2.6,
+        caption="Standard deviation under the guide divided by that under NUTS, per parameter. "
+        "Below 1 the guide is too narrow.",
+        alt=f"Ratios of standard deviations for {r.size} parameters.",
+    )
+
+
+def curve(x: ArrayLike, y: ArrayLike, *, name: str, xlabel: str, ylabel: str, caption: str) -> Drawing:
+    """Draw a line, e.g. a risk-coverage curve.
+
+    Args:
+        x: Horizontal values, ``(n,)``.
+        y: Vertical values, ``(n,)``.
+        name: Identifier on the page.
+        xlabel: Label of the horizontal axis.
+        ylabel: Label of the vertical axis.
+        caption: Sentence under the figure.
+
+    Returns:
+        The drawing.
+    """
+    xs, ys = _array(x), _array(y)
+    stride = max(xs.size // 400, 1)
+
+    def paint(ax: Axes) -> None:
+        ax.plot(xs[::stride], ys[::stride], color=BLUE)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.set_ylim(bottom=min(0.0, float(np.nanmin(ys, initial=0.0))))
+        _plain(ax.xaxis)
+        _plain(ax.yaxis)
+
+    return _draw(name, paint, height=2.6, caption=caption, alt=f"{ylabel} against {xlabel}.")

@@ -1,0 +1,300 @@
+"""Which figures a fit has something to show for, and what they are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoo.reports import figures
+from zoo.reports.figures import Drawing
+
+if TYPE_CHECKING:
+    from zoo.inference.posterior import Posterior
+    from zoo.types import Batch
+
+__all__ = ["checks", "coordinates", "first_rows", "held_out", "inference", "posterior_figures", "predictions", "scores"]
+
+Array = NDArray[np.float64]
+_ROWS = 2_000  # most rows predicted for a figure
+
+
+def array(value: Any) -> Array:
+    """Return a tensor or array-like as float64 array.
+
+    Args:
+        value: Tensor, array or sequence.
+
+    Returns:
+        The array, on the CPU.
+    """
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, dtype=np.float64)
+
+
+def coordinates(variable: Any, index: tuple[int, ...]) -> str:
+    """Return the labels of one element of an ArviZ variable.
+
+    Args:
+        variable: ``xarray.DataArray`` with ``chain``, ``draw`` and the plates.
+        index: Position along the plates.
+
+    Returns:
+        Labels joined by commas; empty for a scalar.
+    """
+    parts = []
+    for dim, i in zip([d for d in variable.dims if d not in ("chain", "draw")], index, strict=True):
+        parts.append(str(variable.coords[dim].values[i]) if dim in variable.coords else str(i))
+    return ", ".join(parts)
+
+
+# ----------------------------------------------------------------------------------------------------- inference
+def inference(posterior: Posterior, dataset: Any, rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+    """Draw how the optimiser or the chains went.
+
+    Args:
+        posterior: A fit.
+        dataset: Posterior group of its ArviZ export.
+        rows: Entries of the posterior table, with R-hat where there are chains.
+
+    Returns:
+        Loss curves, or traces, ranks and divergences.
+    """
+    if posterior.engine != "nuts":
+        found = []
+        for name, losses in posterior.history.items():
+            if losses.numel() > 1:
+                alone = len(posterior.history) == 1
+                label = "negative ELBO" if alone else f"loss of {name}"
+                found.append(figures.loss_curve(array(losses), name="loss" if alone else f"loss-{name}", label=label))
+        return found
+    chosen = _worst(dataset, rows)
+    found = [figures.ranks(chosen), figures.traces(chosen)] if chosen else []
+    diverging = (posterior.sample_stats or {}).get("diverging")
+    if diverging is not None and bool(diverging.any()):
+        funnel = _funnel(dataset)
+        if funnel is not None:
+            (xlabel, x), (ylabel, y) = funnel
+            found.append(figures.pairs(x, y, array(diverging) > 0, xlabel=xlabel, ylabel=ylabel))
+    return found
+
+
+def _worst(dataset: Any, rows: Sequence[Mapping[str, Any]], most: int = 4) -> dict[str, Array]:
+    # Chains of the quantities with the largest R-hat, one per site first.
+    ranked = sorted((r for r in rows if r.get("r_hat") == r.get("r_hat")), key=lambda r: -r.get("r_hat", 0.0))
+    first = {r["site"]: r for r in reversed(ranked)}
+    chosen = [r for r in ranked if first[r["site"]] is r][:most]
+    chosen += [r for r in ranked if r not in chosen][: most - len(chosen)]
+    return {_label(r): _chain(dataset[r["site"]], r["index"]) for r in chosen}
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"{row['site']}[{row['element']}]" if row["element"] else str(row["site"])
+
+
+def _chain(variable: Any, index: tuple[int, ...]) -> Array:
+    values = np.asarray(variable.transpose("chain", "draw", ...).values, dtype=np.float64)
+    chain: Array = values[:, :, *index]
+    return chain
+
+
+def _funnel(dataset: Any) -> tuple[tuple[str, Array], tuple[str, Array]] | None:
+    # Choose the log of a positive scalar and the quantity whose spread follows it most closely.
+    scalars, others = {}, {}
+    for name, variable in dataset.data_vars.items():
+        values = np.asarray(variable.transpose("chain", "draw", ...).values)
+        if values.dtype.kind != "f" or not np.isfinite(values).all():
+            continue
+        shape = values.shape[2:]
+        if not shape and (values > 0).all():
+            scalars[f"log {name}"] = np.log(values)
+            continue
+        for index in list(np.ndindex(shape))[:12]:
+            chain = values[:, :, *index]
+            if chain.std() > 0:
+                others[_label({"site": name, "element": coordinates(variable, index)})] = chain
+    best, pair = 0.0, None
+    for xlabel, x in scalars.items():
+        for ylabel, y in others.items():
+            size = np.log(np.abs(y - np.median(y)) + 1e-12)
+            strength = abs(float(np.corrcoef(x.ravel(), size.ravel())[0, 1]))
+            if strength > best:
+                best, pair = strength, ((xlabel, x), (ylabel, y))
+    return pair
+
+
+# ----------------------------------------------------------------------------------------------------- posterior
+def posterior_figures(rows: Sequence[Mapping[str, Any]], units: str = "") -> list[Drawing]:
+    """Draw intervals of every site with a few labelled elements.
+
+    Args:
+        rows: Entries of the posterior table.
+        units: Unused where sites have units of their own.
+
+    Returns:
+        At most four forest plots.
+    """
+    sites: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["element"]:
+            sites.setdefault(row["site"], []).append(row)
+    found: list[Drawing] = []
+    for i, (site, mine) in enumerate(sites.items()):
+        if 2 <= len(mine) <= 40 and len(found) < 4:
+            names = [r["element"] if len(r["element"]) <= 28 else r["element"][:27] + "…" for r in mine]
+            mid, low, high = ([r[k] for r in mine] for k in ("mean", "5%", "95%"))
+            found.append(figures.forest(names, mid, low, high, name=f"forest-{i}", title=site, units=units))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- predictions
+def held_out(posterior: Posterior) -> tuple[str, Batch]:
+    """Return the split on which predictions are judged.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        ``test``, ``validation`` or, for want of these, ``train``, with its batch.
+    """
+    data = posterior.data
+    for name in ("test", "validation"):
+        batch = getattr(data, name)
+        if batch is not None:
+            return name, batch
+    return "train", data.train
+
+
+def first_rows(batch: Batch, whole: frozenset[str], most: int = _ROWS) -> Batch:
+    """Return the first rows of a batch.
+
+    Args:
+        batch: Any batch.
+        whole: Entries without rows.
+        most: Rows kept at most.
+
+    Returns:
+        The batch itself where it has no more rows.
+    """
+    if "index" not in batch or len(batch["index"]) <= most:
+        return batch
+    return {k: v if k in whole else v[:most] for k, v in batch.items()}
+
+
+def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 200) -> dict[str, dict[str, float]]:
+    """Score the predictions of every held-out split by the data's task.
+
+    Args:
+        posterior: A fit.
+        seed: Of the predictive draws.
+        num_draws: Predictive draws.
+
+    Returns:
+        Split -> scores; empty where the data have no held-out rows or no known task.
+    """
+    from zoo import tasks
+
+    data = posterior.data
+    found: dict[str, dict[str, float]] = {}
+    if data.task not in tasks.names():
+        return found
+    task = tasks.get(data.task)
+    for split in ("validation", "test"):
+        batch = getattr(data, split)
+        if batch is not None and task.target in batch:
+            found[split] = dict(task.score(posterior.predict(batch, num_draws, seed=seed), batch, data))
+    return found
+
+
+def predictions(posterior: Posterior, *, seed: int = 0, num_draws: int = 200) -> list[Drawing]:
+    """Draw the predictive check on the training rows and the calibration on held-out rows.
+
+    Args:
+        posterior: A fit.
+        seed: Of the predictive draws.
+        num_draws: Predictive draws.
+
+    Returns:
+        The figures that the task has.
+    """
+    from zoo import tasks
+
+    data = posterior.data
+    found: list[Drawing] = []
+    if data.task not in tasks.names():
+        return found
+    task = tasks.get(data.task)
+    train = first_rows(data.train, data.whole)
+    if task.target not in train or "index" not in train:
+        return found
+    samples = posterior.predict(train, num_draws, seed=seed).samples.get(task.site)
+    y = array(train[task.target])
+    if samples is not None and tuple(samples.shape[1:]) == y.shape and y.ndim == 1:
+        found.append(_predictive_check(posterior, array(samples), y))
+    split, batch = held_out(posterior)
+    batch = first_rows(batch, data.whole)
+    if split == "train" or task.target not in batch:
+        return found
+    prediction = posterior.predict(batch, num_draws, seed=seed + 1)
+    y = array(batch[task.target])
+    probs, samples = prediction.probs.get(task.site), prediction.samples.get(task.site)
+    if probs is not None and y.ndim == 1:
+        found.append(_reliability(array(probs).mean(0), y, split))
+    elif samples is not None and tuple(samples.shape[1:]) == y.shape and data.target and not data.target.categories:
+        found.append(_coverage(array(samples), y, split))
+    return found
+
+
+def _predictive_check(posterior: Posterior, samples: Array, y: Array) -> Drawing:
+    data = posterior.data
+    target = data.target
+    name = target.name if target else "y"
+    if target is not None and target.categories is None:
+        samples, y = samples * target.scale + target.mean, y * target.scale + target.mean
+    if target is not None and target.categories:
+        return figures.overlay(y, samples[:100], label=name, classes=target.categories)
+    if y.size <= 30:
+        dim = (data.dims.get("y") or ("datum",))[0]
+        labels = [str(v) for v in data.coords.get(dim, range(y.size))]
+        low, mid, high = np.quantile(samples, (0.05, 0.5, 0.95), axis=0)
+        return figures.intervals(
+            labels if len(labels) == y.size else [str(i) for i in range(y.size)], y, low, mid, high, label=name
+        )
+    return figures.overlay(
+        y, samples[:100], label=name, discrete=bool(np.all(y == np.round(y)) and np.unique(y).size <= 15)
+    )
+
+
+def _reliability(probs: Array, y: Array, split: str, bins: int = 10) -> Drawing:
+    # Bin the stated probability of the predicted class (of class 1 where there are two).
+    if probs.shape[-1] == 2:
+        stated, hit = probs[:, 1], (y == 1).astype(float)
+    else:
+        stated, hit = probs.max(-1), (probs.argmax(-1) == y).astype(float)
+    at = np.clip((stated * bins).astype(int), 0, bins - 1)
+    counts = np.bincount(at, minlength=bins).astype(float)
+    with np.errstate(invalid="ignore"):
+        return figures.reliability(
+            np.bincount(at, stated, bins) / counts, np.bincount(at, hit, bins) / counts, counts=counts, split=split
+        )
+
+
+def _coverage(samples: Array, y: Array, split: str) -> Drawing:
+    levels = np.linspace(0.05, 0.95, 19)
+    low = np.quantile(samples, (1 - levels) / 2, axis=0)
+    high = np.quantile(samples, (1 + levels) / 2, axis=0)
+    inside = ((low <= y) & (y <= high)).mean(1)
+    return figures.reliability(levels, inside, counts=np.full(levels.size, float(y.size)), kind="coverage", split=split)
+
+
+def checks(diagnosis: Any) -> list[Drawing]:
+    """Draw what single checks measured.
+
+    Args:
+        diagnosis: A :class:`zoo.diagnostics.Diagnosis`.
+
+    Returns:
+        One drawing for each check whose arrays have a figure.
+    """
+    return []

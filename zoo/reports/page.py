@@ -1,0 +1,558 @@
+"""What stands on the page: a posterior and its diagnosis turned into tables, figures and text."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.reports import illustrate, rst
+from zoo.reports.figures import Drawing
+
+if TYPE_CHECKING:
+    from zoo.inference.posterior import Posterior
+
+__all__ = ["Table", "content", "render", "show"]
+
+_ROWS = 60  # most rows of a site shown one by one
+_LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
+_NOTES = {
+    "usable": "Every check that applies to this fit passed. A check that was not made cannot fail: see the list below.",
+    "usable with care": "Nothing failed, but the points above limit what may be read off this fit.",
+    "do not use": "At least one check failed: numbers on this page may be wrong in ways that they do not show.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page.
+
+    Args:
+        header: Column names; the first column names the row.
+        rows: Cells as text; a row of one cell is a heading within the table.
+        caption: Sentence above it.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+def show(value: Any, digits: int = 4) -> str:
+    """Return a number or short value as text with few digits.
+
+    Args:
+        value: A number, string, sequence or mapping.
+        digits: Significant digits.
+
+    Returns:
+        The text; en dash for what is absent or not a number.
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "\N{MINUS SIGN}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "–" if math.isnan(value) else ("∞" if value > 0 else "\N{MINUS SIGN}∞")
+        if value and not 1e-4 <= abs(value) < 1e6:
+            text = f"{value:.{digits - 1}e}"
+        else:
+            whole = (
+                len(str(int(abs(value)))) if abs(value) >= 1 else 1 - math.floor(math.log10(abs(value))) if value else 1
+            )
+            places = max(digits - whole, 0) if abs(value) >= 1 else min(digits - 1 + max(whole - 2, 0), 7)
+            text = f"{value:,.{places}f}"
+        return text.replace("-", "\N{MINUS SIGN}")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {show(v, digits)}" for k, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(show(v, digits) for v in value)
+    return str(value)
+
+
+# --------------------------------------------------------------------------------------------------------- tables
+def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Summarise the posterior group of an ArviZ export.
+
+    Args:
+        dataset: ``xarray.Dataset`` with dimensions ``chain`` and ``draw`` and the plates.
+        chains: Whether the draws are Markov chains, so that R-hat and effective sample sizes mean something.
+
+    Returns:
+        One entry per element of the small sites, and one per large site.
+    """
+    import arviz as az
+
+    small: list[dict[str, Any]] = []
+    large: list[dict[str, Any]] = []
+    for name, array in dataset.data_vars.items():
+        values = np.asarray(array.transpose("chain", "draw", ...).values)
+        if values.dtype.kind not in "fiub":
+            continue
+        values = values.astype(float)
+        shape = values.shape[2:]
+        flat = values.reshape(*values.shape[:2], -1)
+        pooled = flat.reshape(-1, flat.shape[-1])
+        if not flat.shape[-1]:
+            continue
+        mean, sd = pooled.mean(0), pooled.std(0, ddof=1) if pooled.shape[0] > 1 else np.full(flat.shape[-1], np.nan)
+        low, high = np.quantile(pooled, (0.05, 0.95), axis=0)
+        if flat.shape[-1] > _ROWS:
+            entry = {
+                "site": str(name),
+                "shape": " × ".join(map(str, shape)),
+                "elements": int(flat.shape[-1]),
+                "mean": {
+                    "5%": float(np.quantile(mean, 0.05)),
+                    "50%": float(np.median(mean)),
+                    "95%": float(np.quantile(mean, 0.95)),
+                },
+                "median_sd": float(np.median(sd)),
+            }
+            if chains:
+                some = flat[:, :, np.linspace(0, flat.shape[-1] - 1, min(flat.shape[-1], 500)).astype(int)]
+                rhat, ess = (np.array([f(some[:, :, i]) for i in range(some.shape[-1])]) for f in (az.rhat, az.ess))
+                entry |= {"r_hat_max": float(np.nanmax(rhat)), "ess_min": float(np.nanmin(ess)), "of": some.shape[-1]}
+            large.append(entry)
+            continue
+        for i, index in enumerate(np.ndindex(shape)):
+            row: dict[str, Any] = {
+                "site": str(name),
+                "element": illustrate.coordinates(array, index),
+                "index": index,
+                "mean": float(mean[i]),
+                "sd": float(sd[i]),
+                "5%": float(low[i]),
+                "95%": float(high[i]),
+            }
+            if chains:
+                row |= {
+                    "r_hat": float(az.rhat(flat[:, :, i])),
+                    "ess_bulk": float(az.ess(flat[:, :, i], method="bulk")),
+                    "ess_tail": float(az.ess(flat[:, :, i], method="tail")),
+                }
+            small.append(row)
+    return small, large
+
+
+def _posterior_table(rows: list[dict[str, Any]], chains: bool) -> Table | None:
+    if not rows:
+        return None
+    header = ("quantity", "mean", "sd", "5%", "95%", *(("R-hat", "ESS bulk", "ESS tail") if chains else ()))
+    body: list[tuple[str, ...]] = []
+    for i, row in enumerate(rows):
+        if row["element"] and (i == 0 or rows[i - 1]["site"] != row["site"]):
+            body.append((row["site"],))
+        numbers = [show(row[k]) for k in ("mean", "sd", "5%", "95%")]
+        if chains:
+            numbers += [f"{row['r_hat']:.3f}", f"{row['ess_bulk']:,.0f}", f"{row['ess_tail']:,.0f}"]
+        body.append((row["element"] or row["site"], *numbers))
+    text = "Posterior mean, standard deviation and 90% interval of each latent or derived quantity"
+    return Table(
+        header, tuple(body), text + (", with rank-normalised R-hat and effective sample sizes." if chains else ".")
+    )
+
+
+def _large_table(rows: list[dict[str, Any]], chains: bool) -> Table | None:
+    if not rows:
+        return None
+    convergence = ("largest R-hat", "smallest ESS") if chains else ()
+    header = ("site", "shape", "5% of means", "median of means", "95% of means", "median sd", *convergence)
+    body = []
+    for row in rows:
+        cells = [
+            row["site"],
+            row["shape"],
+            *(show(row["mean"][k]) for k in ("5%", "50%", "95%")),
+            show(row["median_sd"]),
+        ]
+        if chains:
+            cells += [f"{row['r_hat_max']:.3f}", f"{row['ess_min']:,.0f}"]
+        body.append(tuple(cells))
+    return Table(header, tuple(body), "Sites with many elements, summarised over their elements.")
+
+
+def interest_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Turn a method's summary into tables.
+
+    Args:
+        summary: Quantities by name; a mapping or a list of numbers as value gets columns of its own.
+
+    Returns:
+        One table of single values, and one per group of nested values with the same columns.
+    """
+    flat = {k: v for k, v in summary.items() if not isinstance(v, Mapping)}
+    nested: dict[tuple[str, ...], list[tuple[str, Mapping[str, Any]]]] = {}
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            nested.setdefault(tuple(map(str, value)), []).append((key, value))
+    tables = [Table(("quantity", "value"), tuple((k, show(v)) for k, v in flat.items()))] if flat else []
+    for columns, rows in nested.items():
+        tables.append(Table(("", *columns), tuple((k, *(show(v) for v in values.values())) for k, values in rows)))
+    return tables
+
+
+# -------------------------------------------------------------------------------------------------------- sections
+def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[str, str]]:
+    info = posterior.info
+    data = posterior.data
+    rows = [("Method", posterior.method.title if posterior.method else posterior.name)]
+    counts = ", ".join(f"{n:,} {split}" for split, n in rows_of.items())
+    rows.append(("Data", f"{data.name} ({counts} rows)" if counts else data.name))
+    if data.columns:
+        rows.append(("Features", f"{len(data.columns):,}" + (f"; target {data.target.name}" if data.target else "")))
+    if posterior.engine == "nuts":
+        shape = next(iter((posterior.chains or {}).values())).shape if posterior.chains else (0, 0)
+        sampler = info.get("sampler") or "NUTS"
+        rows.append(("Engine", f"NUTS ({sampler}), {shape[0]} chains of {shape[1]:,} draws"))
+    else:
+        rows.append(("Engine", f"stochastic variational inference, {len(posterior.losses):,} steps"))
+    if took(posterior) is not None:
+        rows.append(("Time", f"{show(took(posterior), 3)} s"))
+    for key, label in (
+        ("batch_size", "Batch size"),
+        ("learning_rate", "Learning rate"),
+        ("restarts", "Restarts"),
+        ("seed", "Seed"),
+        ("device", "Device"),
+        ("dtype", "Precision"),
+        ("threads", "Threads"),
+    ):
+        if info.get(key) is not None:
+            rows.append((label, show(info[key])))
+    if "compiled" in info:
+        reason = info.get("reason")
+        rows.append(("Compiled", "yes" if info["compiled"] else f"no{f' ({reason})' if reason else ''}"))
+    return rows
+
+
+def took(posterior: Posterior) -> float | None:
+    """Return how long a fit took.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        Seconds with compilation, or ``None`` where it is not known.
+    """
+    seconds = posterior.info.get("seconds")
+    if isinstance(seconds, Mapping):
+        return float(sum(seconds.values()))
+    return None if seconds is None else float(seconds) + float(posterior.info.get("compile_seconds") or 0.0)
+
+
+def split_sizes(data: Any) -> dict[str, int]:
+    """Return the rows of each split of a data set.
+
+    Args:
+        data: A :class:`~zoo.types.Dataset`.
+
+    Returns:
+        Split -> rows, for the splits that exist and have rows.
+    """
+    sizes = {}
+    for name in ("train", "validation", "test"):
+        batch = getattr(data, name)
+        if batch is not None and "index" in batch:
+            sizes[name] = int(batch["index"].shape[0])
+    return sizes
+
+
+def _docstring(posterior: Posterior) -> str:
+    from zoo import registry
+
+    entry = next((e for e in registry.entries() if e.name == posterior.name), None) if posterior.method else None
+    if entry is None:
+        return ""
+    return rst.without_bibtex(ast.get_docstring(ast.parse(entry.path.read_text(encoding="utf-8"))) or "")
+
+
+def _bibtex(posterior: Posterior) -> str:
+    from zoo import registry
+
+    if posterior.method is None:
+        return ""
+    try:
+        return registry.bibtex(posterior.name)
+    except ZooError:
+        return ""
+
+
+def default_command(posterior: Posterior) -> str:
+    """Return the command line that repeats a fit.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        ``info["command"]`` where the fit came from the command line, else the same in terms of ``zoo fit``; empty for a
+        pair that is not registered.
+    """
+    info = posterior.info
+    if info.get("command"):
+        return str(info["command"])
+    if posterior.method is None:
+        return ""
+    parts = [f"zoo fit {posterior.name} --data {posterior.data.name} --engine {posterior.engine}"]
+    if posterior.engine == "svi" and len(posterior.losses):
+        parts.append(f"--steps {len(posterior.losses)}")
+    if info.get("seed") is not None:
+        parts.append(f"--seed {info['seed']}")
+    default = posterior.method.hyper()
+    for field in dataclasses.fields(default):
+        value = getattr(posterior.hyper, field.name, None)
+        if value != getattr(default, field.name):
+            parts.append(f"--hyper {field.name}={_option(value)}")
+    return " ".join(parts)
+
+
+def _option(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+# --------------------------------------------------------------------------------------------------------- content
+def content(
+    posterior: Posterior, diagnosis: Any, *, seed: int = 0, num_draws: int = 1_000
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Collect everything that the page and its JSON hold.
+
+    Args:
+        posterior: A fit.
+        diagnosis: What :func:`zoo.diagnostics.diagnose` returned for it.
+        seed: Of every draw behind the page.
+        num_draws: Posterior draws behind the tables.
+
+    Returns:
+        Values for the template, and the JSON document.
+    """
+    from zoo import __version__
+
+    chains = posterior.engine == "nuts"
+    data = posterior.data
+    sizes = split_sizes(data)
+    inference_data = posterior.to_arviz(num_draws=num_draws, seed=seed)
+    exported = inference_data.posterior
+    omitted = json.loads(inference_data.attrs.get("left_out", "[]"))
+    small, large = posterior_rows(exported, chains=chains)
+    summary = dict(posterior.summary())
+    predicted, measured, why = _predicted(posterior, seed)
+    drawn = {
+        "posterior": illustrate.posterior_figures(small),
+        "inference": illustrate.inference(posterior, exported, small) + illustrate.checks(diagnosis),
+        "predictions": predicted,
+    }
+    numbers = {d.name: i for i, d in enumerate((d for group in drawn.values() for d in group), 1)}
+    checks = [_check(c, numbers) for c in diagnosis.checks]
+    method, info = posterior.method, dict(posterior.info)
+    title = f"{method.title if method else posterior.name}"
+    command = default_command(posterior)
+    bibtex = _bibtex(posterior)
+    docstring = _docstring(posterior)
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    scores = _score_table(measured)
+    hyper = _hyper_table(posterior)
+    interest = interest_tables(summary)
+    count = {level: sum(c["level"] == level for c in checks) for level in ("pass", "warn", "fail", "skipped")}
+    tally = ", ".join(f"{n} {'not made' if level == 'skipped' else level}" for level, n in count.items() if n)
+    contents = [
+        ("fit", "What was fitted"),
+        ("interest", "Quantities of interest"),
+        ("checks", "Checks"),
+        ("posterior", "Posterior"),
+    ]
+    contents += [
+        ("inference", "Inference"),
+        ("predictions", "Predictions"),
+        ("model", "Model"),
+        ("data", "Data"),
+        ("cite", "Repeat and cite"),
+    ]
+    absent = {
+        "interest": not interest,
+        "inference": not drawn["inference"],
+        "predictions": not (scores or drawn["predictions"] or why),
+        "model": not docstring,
+    }
+    versions = {"pyro-zoo": __version__, **{k: str(v) for k, v in dict(info.get("versions") or {}).items()}}
+    page = {
+        "title": f"{title}",
+        "lede": _lede(posterior, sizes),
+        "verdict": {
+            "level": _LEVELS.get(diagnosis.verdict, "warn"),
+            "word": str(diagnosis.verdict).capitalize(),
+            "reasons": list(diagnosis.reasons),
+            "note": f"{_NOTES.get(diagnosis.verdict, '')} Of {len(checks)} checks: {tally}."
+            if checks
+            else "No check was made.",
+        },
+        "contents": [(id_, name) for id_, name in contents if not absent.get(id_)],
+        "fit": _fit_rows(posterior, sizes),
+        "hyper": hyper,
+        "interest": interest,
+        "checks": checks,
+        "posterior": {
+            "table": _posterior_table(small, chains),
+            "large": _large_table(large, chains),
+            "notes": _left_out(large, omitted),
+            "figures": drawn["posterior"],
+        },
+        "inference_figures": drawn["inference"],
+        "prediction_figures": drawn["predictions"],
+        "prediction_note": f"No predictions: {why}." if why else "",
+        "scores": scores,
+        "model": rst.to_html(docstring) if docstring else "",
+        "data": _data_rows(data),
+        "command": command,
+        "cite_text": f"Cite the paper of the method{', and the software with its version' if method else ''}.",
+        "bibtex": bibtex,
+        "versions": list(versions.items()),
+        "version": __version__,
+        "date": date,
+        "numbers": numbers,
+    }
+    document = {
+        "format": "pyro-zoo report 1",
+        "method": posterior.name,
+        "title": title,
+        "verdict": diagnosis.verdict,
+        "reasons": list(diagnosis.reasons),
+        "checks": [
+            {
+                k: getattr(c, k, None)
+                for k in ("name", "title", "verdict", "value", "threshold", "source", "explanation")
+            }
+            for c in diagnosis.checks
+        ],
+        "scores": measured,
+        "quantities": summary,
+        "posterior": small,
+        "large_sites": large,
+        "fit": {"engine": posterior.engine, "seed": seed, **info},
+        "hyper": {} if posterior.hyper is None else dataclasses.asdict(posterior.hyper),
+        "data": {
+            "name": data.name,
+            "rows": sizes,
+            "source": data.source,
+            "licence": data.licence,
+            "origin": data.origin,
+        },
+        "command": command,
+        "bibtex": bibtex,
+        "versions": versions,
+        "date": date,
+    }
+    return page, document
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """Fill the template.
+
+    Args:
+        page: Values from :func:`content`.
+
+    Returns:
+        One HTML document that loads nothing.
+    """
+    import jinja2
+
+    folder = resources.files("zoo.reports") / "templates"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
+    return template.render(**page, css=(folder / "report.css").read_text(encoding="utf-8"))
+
+
+def _lede(posterior: Posterior, sizes: Mapping[str, int]) -> str:
+    rows = f"{sizes['train']:,} training rows" if "train" in sizes else "one datum"
+    engine = "NUTS" if posterior.engine == "nuts" else "stochastic variational inference"
+    seconds = took(posterior)
+    time = f" in {show(seconds, 3)} s" if seconds is not None else ""
+    return f"Fitted to {posterior.data.name} ({rows}) by {engine}{time}."
+
+
+def _hyper_table(posterior: Posterior) -> Table | None:
+    if posterior.method is None or posterior.hyper is None:
+        return None
+    rows = []
+    default = posterior.method.hyper()
+    for field in dataclasses.fields(posterior.hyper):
+        value, usual = getattr(posterior.hyper, field.name), getattr(default, field.name)
+        rows.append((field.name, _plain(value), _plain(usual)))
+    return Table(("hyper-parameter", "value", "default"), tuple(rows)) if rows else None
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else "–" if value is None else str(value)
+
+
+def _data_rows(data: Any) -> list[tuple[str, str]]:
+    rows = [("Name", data.name)]
+    for label, value in (("About", data.description), ("Source", data.source), ("Licence", data.licence)):
+        rows.append((label, value or "not stated"))
+    if data.target is not None and data.target.categories:
+        rows.append(("Classes", f"{len(data.target.categories)}"))
+    if data.origin == "user":
+        rows.append(("Origin", "the user's own; stored with the posterior"))
+    return rows
+
+
+def _left_out(large: Sequence[Mapping[str, Any]], omitted: Sequence[str]) -> list[str]:
+    notes = []
+    if large:
+        total = sum(row["elements"] for row in large)
+        notes.append(f"{total:,} elements in large sites are summarised, not listed; the saved posterior holds them.")
+    return [*notes, *(f"Left out: {text.rstrip('.')}." for text in omitted)]
+
+
+def _predicted(posterior: Posterior, seed: int) -> tuple[list[Drawing], dict[str, dict[str, float]], str]:
+    # Draw and score the predictions; a fit that cannot predict says why instead.
+    try:
+        return illustrate.predictions(posterior, seed=seed), illustrate.scores(posterior, seed=seed), ""
+    except ZooError as error:
+        return [], {}, str(error).rstrip(".")
+
+
+def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    if not scores:
+        return None
+    names = list(dict.fromkeys(k for v in scores.values() for k in v))
+    rows = tuple((name.replace("_", " "), *(show(v.get(name)) for v in scores.values())) for name in names)
+    return Table(
+        ("score", *scores), rows, "Scores of the posterior predictive distribution on rows held out of the fit."
+    )
+
+
+def _check(check: Any, numbers: Mapping[str, int]) -> dict[str, Any]:
+    verdict = str(check.verdict)
+    level = verdict if verdict in ("pass", "warn", "fail") else "skipped"
+    value = check.value
+    return {
+        "name": re.sub(r"[^\w-]+", "-", str(check.name)),
+        "title": check.title,
+        "verdict": verdict if level != "skipped" else "not made",
+        "level": level,
+        "value": value if isinstance(value, str) else show(value, 3),
+        "threshold": str(check.threshold or "").rstrip("."),
+        "source": str(check.source or "").rstrip("."),
+        "explanation": check.explanation,
+        "figure": next((f for f in _FIGURE_OF.get(str(check.name), ()) if f in numbers), None),
+    }
+
+
+_FIGURE_OF: dict[str, tuple[str, ...]] = {}
