@@ -320,6 +320,7 @@ class Method(Generic[H]):
         paper: BibTeX key of the entry in the module docstring.
         task: Name of the task.
         hyper: Frozen dataclass, every field with a default, JSON round trip.
+        other_tasks: Further tasks whose data it takes.
         sites: For given hyper-parameters, each latent site and the plates around it, outermost first.
         smoke: Small hyper-parameters, for tests.
         default_data: Bundled data set on which the method is fitted when none is named.
@@ -341,6 +342,7 @@ class Method(Generic[H]):
     default_data: str
     build: Callable[[Dataset, H], Pair]
     engines: tuple[str, ...] = ("svi",)
+    other_tasks: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
     recipe: Recipe = Recipe()
     summary: Callable[[Posterior], Mapping[str, Any]] | None = None

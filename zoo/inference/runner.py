@@ -136,9 +136,7 @@ def fit(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise DataError("device 'cuda' was asked for, but torch sees no GPU; use device='cpu'")
     if found is not None:
-        from zoo import tasks
-
-        tasks.get(found.task).check(dataset)
+        _check_task(found, dataset)
     title = name or (found.name if found is not None else "pair")
     base = found.recipe if found is not None else Recipe()
     options = {
@@ -348,6 +346,15 @@ def _dataset(data: Any, method: Method[Any] | None) -> Dataset:
             raise DataError(f"batch entry '{bad[0]}' holds NaN or infinite values")
         return Dataset(name="batch", task="", train=batch)
     raise DataError(f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, or a batch of tensors")
+
+
+def _check_task(method: Method[Any], data: Dataset) -> None:
+    from zoo import tasks
+
+    allowed = (method.task, *method.other_tasks)
+    if data.task and data.task not in allowed:
+        raise DataError(f"{method.name} is for {' and '.join(allowed)}; data set '{data.name}' is for {data.task}")
+    tasks.get(data.task or method.task).check(data)
 
 
 def _hyper(method: Method[Any] | None, hyper: Any) -> Any:

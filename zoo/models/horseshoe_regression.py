@@ -591,6 +591,7 @@ METHOD = Method(
     title="Regularised horseshoe regression, linear and logistic",
     paper="piironen2017sparsity",
     task="regression",
+    other_tasks=("classification",),
     hyper=Hyper,
     sites=sites,
     smoke=Hyper(rank=2),
