@@ -1,0 +1,12 @@
+"""From a fit to ArviZ data, and from there to checks with verdicts.
+
+:func:`zoo.compare` is the function of :mod:`zoo.diagnostics.compare`; here that name stays the module.
+"""
+
+from __future__ import annotations
+
+from zoo.diagnostics.adapter import to_arviz
+from zoo.diagnostics.check import Check
+from zoo.diagnostics.diagnosis import CHECKS, Diagnosis, diagnose
+
+__all__ = ["CHECKS", "Check", "Diagnosis", "diagnose", "to_arviz"]

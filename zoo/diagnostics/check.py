@@ -1,0 +1,87 @@
+"""What a check says: its verdict, the threshold behind it, and where the threshold comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["About", "Check", "NotApplicable", "Verdict", "jsonable"]
+
+Verdict: TypeAlias = Literal["pass", "warn", "fail", "not run"]
+About: TypeAlias = Literal["parameters", "predictions", "comparison"]
+
+
+class NotApplicable(ZooError):
+    """This check does not apply to this fit; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """The outcome of one check of one fit.
+
+    Args:
+        name: Name of the check's function.
+        title: What is asked, in a few words.
+        about: What the verdict concerns: the posterior of the ``parameters``, the ``predictions``, or the ``comparison``
+            with other models.
+        verdict: ``pass``, ``warn``, ``fail`` or ``not run``.
+        value: What was measured, JSON-able.
+        threshold: From where on it warns and fails.
+        source: Where the threshold comes from.
+        explanation: One sentence for a newcomer; for ``not run``, the reason.
+        figure: Kind of figure that shows ``data``; empty if there is none.
+        data: Arrays for that figure.
+        error: Text of the exception that ended the check; empty if none did.
+    """
+
+    name: str
+    title: str
+    about: About
+    verdict: Verdict
+    value: Any = None
+    threshold: str = ""
+    source: str = ""
+    explanation: str = ""
+    figure: str = ""
+    data: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the figure's arrays.
+
+        Returns:
+            A dict that ``json.dumps`` takes; numbers that JSON cannot hold become null.
+        """
+        names = ("name", "title", "about", "verdict", "value", "threshold", "source", "explanation", "error")
+        return {name: jsonable(getattr(self, name)) for name in names}
+
+
+def jsonable(value: Any) -> Any:
+    """Turn numbers, arrays and mappings into what JSON holds.
+
+    Args:
+        value: Anything made of these.
+
+    Returns:
+        The same out of dicts, lists, strings, numbers and ``None``; NaN and infinities are ``None``.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

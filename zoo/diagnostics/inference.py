@@ -1,0 +1,647 @@
+"""Checks of the inference: did the optimiser settle, is the guide close to the posterior, did the chains mix."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from zoo.diagnostics.adapter import _base, sites
+from zoo.diagnostics.check import Check, NotApplicable, Verdict
+from zoo.types import Alternating
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from zoo.inference.posterior import Posterior
+
+__all__ = [
+    "divergences",
+    "e_bfmi",
+    "ess",
+    "funnel",
+    "khat",
+    "khat_threshold",
+    "optimiser_stationarity",
+    "pareto_k",
+    "r_hat",
+    "restart_agreement",
+]
+
+_MOST_ELEMENTS = 2_000  # elements of all sites for which chains are compared
+_MOST_WORK = 1e11  # latent elements x rows x draws that a check may spend
+
+_VEHTARI_2021 = "Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2), sec. 4"
+_VEHTARI_2024 = "Vehtari, Simpson, Gelman, Yao, Gabry (2024), JMLR 25(72)"
+_YAO_2018 = "Yao, Vehtari, Simpson, Gelman (2018), ICML, arXiv:1802.02538, sec. 3.1"
+
+
+# --------------------------------------------------------------------------------------------------------- shared
+def _array(value: Tensor) -> NDArray[np.float64]:
+    return np.asarray(value.detach().cpu().to(torch.float64))
+
+
+def affordable(posterior: Posterior, wanted: int, *, least: int = 50) -> int:
+    """Return how many draws a check may evaluate on the whole data: fewer for a large model.
+
+    Args:
+        posterior: A fit.
+        wanted: Draws for a small model.
+        least: Draws for the largest.
+
+    Returns:
+        At most ``wanted``.
+    """
+    elements = sum(v[0].numel() for v in posterior.draws(1).values())
+    return int(min(wanted, max(least, _MOST_WORK // max(elements * posterior.data.num_data, 1))))
+
+
+def _needs_guide(posterior: Posterior) -> None:
+    if posterior.engine != "svi":
+        raise NotApplicable("the posterior was sampled, so there is no guide to check")
+    if isinstance(posterior.pair.objective, Alternating) and len(posterior.pair.objective.losses) > 1:
+        raise NotApplicable("the method minimises several losses in turn, not the divergence of one guide")
+
+
+def _chains(posterior: Posterior) -> dict[str, NDArray[np.float64]]:
+    """Return ``label -> (chain, draw)`` of at most ``_MOST_ELEMENTS`` elements."""
+    if posterior.chains is None:
+        raise NotApplicable("the posterior was approximated by a guide, so there are no chains")
+    return _elements({k: _array(v) for k, v in posterior.chains.items()})
+
+
+def _elements(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Split ``(chain, draw, ...)`` arrays into labelled elements, evenly thinned where there are too many."""
+    total = sum(int(np.prod(v.shape[2:])) for v in values.values())
+    step = max(1, math.ceil(total / _MOST_ELEMENTS))
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, value in values.items():
+        shape = value.shape[2:]
+        for count, index in enumerate(np.ndindex(shape)):
+            if count % step == 0:
+                label = f"{name}[{','.join(map(str, index))}]" if shape else name
+                found[label] = value[(slice(None), slice(None), *index)]
+    return found
+
+
+def _judge(value: float, warn: float, fail: float) -> Verdict:
+    """Return the verdict of a value that is better when smaller; NaN fails."""
+    return "fail" if not value <= fail else "warn" if not value <= warn else "pass"
+
+
+# ------------------------------------------------------------------------------------------------------ optimiser
+def optimiser_stationarity(posterior: Posterior, *, blocks: int = 20) -> Check:
+    r"""Check that the loss has stopped falling, judged by what another stretch of training would still gain.
+
+    The last fifth of the losses is cut into blocks; Theil and Sen's slope through the block means, times the length of
+    that stretch, is the expected gain of as many steps again. What the ELBO gains, :math:`\mathrm{KL}(q\|p)` loses, so
+    the gain is measured in nats and judged against the size of the posterior: a normal shifted by :math:`\delta` standard
+    deviations lies :math:`\delta^2 / 2` nats away, hence 0.005 nats per latent element for a tenth of a standard
+    deviation, 0.05 for a third. The interval of the slope is widened by the first autocorrelation of the residuals.
+
+    Args:
+        posterior: A fit by SVI.
+        blocks: Blocks of the last fifth.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If there is no single loss, or too short a history.
+
+    References:
+        Dhaka et al. (2020), arXiv:2009.00666, and Welandawe et al. (2022), arXiv:2203.15945: judge stationarity over a
+        window rather than the change of one loss; Sen (1968), JASA 63, for the slope and its interval.
+    """
+    from scipy.stats import theilslopes
+
+    if posterior.engine != "svi":
+        raise NotApplicable("the posterior was sampled; no loss was minimised")
+    objective = posterior.pair.objective
+    if isinstance(objective, Alternating) and len(objective.losses) > 1:
+        raise NotApplicable("losses minimised in turn against each other need not fall")
+    losses = _array(posterior.losses)
+    if losses.size < 5 * blocks:
+        raise NotApplicable(f"the history holds {losses.size} steps; {5 * blocks} are needed to see a trend")
+    size = losses.size // 5 // blocks
+    window = losses[-size * blocks :]
+    title = "Has the optimiser settled?"
+    elements = sum(v[0].numel() for v in posterior.draws(1).values())
+    some, much = max(0.1, 0.005 * elements), max(1.0, 0.05 * elements)
+    threshold = f"expected gain of another fifth of the steps: warn above {some:.3g}, fail above {much:.3g} nats"
+    source = (
+        "0.005 and 0.05 nats per latent element (normals a tenth and a third of a standard deviation apart), at least 0.1 "
+        "and 1; window in place of single losses: Dhaka et al. (2020), arXiv:2009.00666; Welandawe et al. (2022), "
+        "arXiv:2203.15945"
+    )
+    common: dict[str, Any] = {
+        "name": "optimiser_stationarity",
+        "title": title,
+        "about": "parameters",
+        "threshold": threshold,
+        "source": source,
+        "figure": "loss",
+        "data": {"losses": losses},
+    }
+    if not np.isfinite(window).all():
+        return Check(
+            **common,
+            verdict="fail",
+            value={"finite": False},
+            explanation="The loss became infinite or undefined, so the optimiser did not arrive anywhere.",
+        )
+    means = window.reshape(blocks, size).mean(1)
+    at = np.arange(blocks) / blocks  # in lengths of the window
+    slope, intercept, low, high = theilslopes(means, at, alpha=0.99)
+    residual = means - intercept - slope * at
+    power = float((residual**2).sum())
+    rho = float((residual[1:] * residual[:-1]).sum() / power) if power > 0 else 0.0
+    widen = math.sqrt((1 + min(max(rho, 0.0), 0.9)) / (1 - min(max(rho, 0.0), 0.9)))
+    gain = -float(slope)
+    least, most = gain - widen * (gain + float(high)), gain - widen * (gain + float(low))
+    seen = least > 0 or most < 0
+    verdict: Verdict = "pass"
+    if seen and abs(gain) > much:
+        verdict = "fail"
+    elif (seen and abs(gain) > some) or most > 10 * much:
+        verdict = "warn"
+    if verdict == "pass":
+        words = "The loss has stopped falling: more steps of the same kind would gain next to nothing."
+    elif seen and gain < 0:
+        words = (
+            "The loss is rising at the end, so the optimiser moves away from the best guide; lower the learning rate."
+        )
+    elif seen:
+        words = "The loss is still falling, so the guide is not yet the best of its family; train for more steps."
+    else:
+        words = (
+            "The loss is too noisy to tell whether it still falls; use more particles, a larger batch or more steps."
+        )
+    words += " A learning rate that decays to zero makes any loss level off, so compare restarts too."
+    return Check(
+        **common,
+        verdict=verdict,
+        value={"expected gain in nats": gain, "99% low": least, "99% high": most},
+        explanation=words,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- guide
+def khat_threshold(draws: int) -> float:
+    r"""Return the largest k-hat at which importance weights can be trusted.
+
+    .. math:: \min(1 - 1 / \log_{10} S,\ 0.7)
+
+    Args:
+        draws: Number of draws :math:`S`.
+
+    Returns:
+        The threshold.
+
+    References:
+        Vehtari et al. (2024), JMLR 25(72), sec. 3.2.4.
+    """
+    return min(1 - 1 / math.log10(max(draws, 11)), 0.7)
+
+
+def khat(log_weights: NDArray[np.float64]) -> float:
+    """Return the Pareto shape of the largest importance weights.
+
+    ``az.psislw`` takes log weights, :math:`\\log p - \\log q`; for leave-one-out it is handed the negative log likelihood.
+
+    Args:
+        log_weights: ``(draws,)``.
+
+    Returns:
+        k-hat; 0 for weights that are equal to within one in a hundred, infinity if no draw has a finite weight.
+    """
+    import arviz as az
+
+    values = np.asarray(log_weights, dtype=np.float64)
+    if np.isnan(values).any() or np.isposinf(values).any() or not np.isfinite(values).any():
+        return math.inf
+    if np.isfinite(values).all() and np.ptp(values) < 0.01:
+        return 0.0  # the tail of equal weights has no shape, and psislw reports infinity
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return float(az.psislw(values)[1])
+
+
+def point_sites(posterior: Posterior) -> tuple[list[str], list[str]]:
+    """Return the latents that the guide holds at one point, and those that it spreads.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        Names of both kinds.
+    """
+    draws = posterior.draws(20)
+    fixed = [n for n, v in draws.items() if v.numel() and bool((v == v[:1]).all())]
+    return fixed, [n for n in draws if n not in fixed]
+
+
+def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, seed: int = 0) -> Check:
+    """Check the guide by the tail of its importance weights, several times over, since one k-hat is a noisy number.
+
+    Args:
+        posterior: A fit by SVI.
+        num_draws: Draws per repeat; a large model gets fewer.
+        repeats: How often fresh draws are taken.
+        seed: Of the draws.
+
+    Returns:
+        The check: the median over repeats decides, their range is reported.
+
+    Raises:
+        NotApplicable: If there is no guide, or it is a point.
+
+    References:
+        Yao et al. (2018), Yes, but did it work? arXiv:1802.02538, algorithm 1; Vehtari et al. (2024), JMLR 25(72).
+    """
+    _needs_guide(posterior)
+    fixed, spread = point_sites(posterior)
+    if not spread:
+        raise NotApplicable(
+            "the guide is a point estimate: it has no spread that could be compared with the posterior's"
+        )
+    draws = affordable(posterior, num_draws)
+    if draws < num_draws:
+        repeats = min(repeats, 3)
+    weights = [_array(posterior.log_weights(draws, seed=seed + i)) for i in range(repeats)]
+    values = np.array([khat(w) for w in weights])
+    limit = khat_threshold(draws)
+    median = float(np.median(values))
+    verdict: Verdict = "fail" if not median <= limit else "warn" if median > 0.5 or values.max() > limit else "pass"
+    words = {
+        "pass": "The guide covers the posterior: its importance weights have a light tail.",
+        "warn": "The guide is a rough approximation: means are usable, tails and spreads less so, and repeats may disagree.",
+        "fail": "The guide misses part of the posterior: a few draws carry all the importance weight, so its spreads and "
+        "tails cannot be trusted.",
+    }[verdict]
+    elements = sum(v[0].numel() for n, v in posterior.draws(1).items() if n in spread)
+    if verdict == "fail" and elements > 1_000:
+        words += (
+            f" With {elements:,} latent elements a joint check like this fails for any practical guide (small errors add up "
+            "over elements), so do not interpret the parameters; held-out checks decide whether predictions can be used."
+        )
+    if fixed:
+        words += f" The guide holds {', '.join(fixed[:5])} at one point, which this check does not judge."
+    finite = values[np.isfinite(values)]
+    return Check(
+        name="pareto_k",
+        title="Is the guide close to the posterior?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "median k-hat": median,
+            "smallest": float(values.min()),
+            "largest": float(values.max()),
+            "repeats": repeats,
+            "draws": draws,
+        },
+        threshold=f"median k-hat: fail above {limit:.2f} = min(1 - 1/log10(S), 0.7) for S = {draws:,} draws; warn above 0.5 "
+        "or if any repeat exceeds the limit",
+        source=f"{_VEHTARI_2024}; {_YAO_2018}",
+        explanation=words,
+        figure="khat" if finite.size else "",
+        data={"values": values, "limit": np.array(limit)},
+    )
+
+
+def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
+    """Check that fits from other starting points found the same posterior, by R-hat over restarts as chains.
+
+    Args:
+        posterior: A fit with restarts.
+        num_draws: Draws of every restart.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If there was a single start, or all latents are points.
+
+    References:
+        Gelman, Rubin (1992), Statistical Science 7(4): 1.1; here between independent draws of several guides.
+    """
+    import arviz as az
+
+    if not posterior.restarts:
+        raise NotApplicable("the fit was started once; use restarts=3 to see whether other starts agree")
+    count = affordable(posterior, num_draws, least=100)
+    fits = (posterior, *posterior.restarts)
+    drawn = [p.draws(count, seed=seed + i) for i, p in enumerate(fits)]
+    stacked = {n: np.stack([_array(d[n]) for d in drawn]) for n in drawn[0]}
+    elements = {k: v for k, v in _elements(stacked).items() if v.std() > 0}
+    if not elements:
+        raise NotApplicable("the guide is a point estimate, whose restarts have no spread to be compared in")
+    values = {k: _split_free(az, v) for k, v in elements.items()}
+    worst = max(values, key=lambda k: values[k])
+    largest = values[worst]
+    final = [float(np.mean(_array(p.losses)[-max(len(p.losses) // 5, 1) :])) for p in fits]
+    verdict = _judge(largest, 1.05, 1.1)
+    words = {
+        "pass": "Fits from different starting points found the same posterior.",
+        "warn": "Fits from different starting points differ a little.",
+        "fail": "Fits from different starting points disagree: the posterior has several modes or the optimiser stopped "
+        "early, so one fit shows only part of the answer.",
+    }[verdict]
+    if verdict == "fail" and sum(v[0].numel() for v in drawn[0].values()) > 1_000:
+        words += " The weights of a network can be permuted without changing it, so compare predictions instead."
+    return Check(
+        name="restart_agreement",
+        title="Do other starting points agree?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "largest R-hat": largest,
+            "at": worst,
+            "restarts": len(fits),
+            "spread of final losses": max(final) - min(final),
+        },
+        threshold="R-hat between restarts: warn above 1.05, fail above 1.1",
+        source="Gelman, Rubin (1992), Statistical Science 7(4); 1.05 is half of it",
+        explanation=words,
+        figure="bars",
+        data={"values": np.array(sorted(values.values(), reverse=True)), "final_losses": np.array(final)},
+    )
+
+
+def _split_free(az: Any, value: NDArray[np.float64]) -> float:
+    """Return the rank-normalised R-hat of ``(chain, draw)``; infinity where chains stand still at different places."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        result = float(az.rhat(value, method="rank"))
+    return result if math.isfinite(result) else math.inf
+
+
+def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
+    r"""Check latents whose prior scale is itself latent for the funnel that centred hierarchical models have.
+
+    For every latent with prior :math:`x \sim (m(\phi), s(\phi))` the variance of :math:`r = (x - m)/s` is taken over the
+    tenth of the draws with the smallest :math:`s`. Data can only narrow :math:`x` given :math:`\phi` when the likelihood is
+    log-concave, so near the neck this variance is one or less in the posterior. A guide that ignores the dependence keeps
+    one width for :math:`x` however small :math:`s` becomes, and the variance is larger than any posterior's.
+
+    Args:
+        posterior: A fit.
+        num_draws: Draws.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If no latent has a latent prior scale.
+
+    References:
+        Betancourt, Girolami (2015), Hamiltonian Monte Carlo for hierarchical models, arXiv:1312.0906, sec. 2.2;
+        Brascamp, Lieb (1976), J. Funct. Anal. 22, theorem 4.1, for the bound on the conditional variance.
+    """
+    count = affordable(posterior, num_draws, least=100)
+    draws = posterior.draws(count, seed=seed)
+    batch = posterior._prepare(None)
+    model = posterior.pair.model
+    known = sites(posterior, batch, {k: v[0] for k, v in draws.items()})
+    latents = [n for n in draws if n in known and known[n].kind == "latent" and draws[n].is_floating_point()]
+
+    def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        nodes = poutine.trace(poutine.condition(model, data=draw)).get_trace(batch).nodes
+        out = {}
+        for name in latents:
+            fn = _base(nodes[name]["fn"])
+            loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
+            support = getattr(fn, "support", None)
+            if (
+                isinstance(loc, Tensor)
+                and isinstance(scale, Tensor)
+                and support is torch.distributions.constraints.real
+            ):
+                shape = nodes[name]["value"].shape
+                out[f"loc/{name}"], out[f"scale/{name}"] = loc.expand(shape), scale.expand(shape)
+        return out
+
+    found = posterior.runs.map(one, len(next(iter(draws.values()))), draws, seed=seed)
+    worst: tuple[float, str, NDArray[Any], NDArray[Any]] | None = None
+    widest = 1.0
+    for name in latents:
+        if f"scale/{name}" not in found:
+            continue
+        scale = _array(found[f"scale/{name}"]).reshape(len(draws[name]), -1)
+        x = (_array(draws[name]).reshape(scale.shape) - _array(found[f"loc/{name}"]).reshape(scale.shape)) / scale
+        moving = np.log(scale).std(0) > 0.05
+        if not moving.any() or point_like(_array(draws[name])):
+            continue
+        scale, x = scale[:, moving], x[:, moving]
+        neck = scale <= np.quantile(scale, 0.1, axis=0)
+        inside = np.where(neck, x, np.nan)
+        variances = np.nanvar(inside, axis=0, ddof=1)
+        excess = float(variances.mean())
+        low, high = np.quantile(scale, (0.05, 0.95), axis=0)
+        widest = max(widest, float(np.median(high / low)))
+        if worst is None or excess > worst[0]:
+            pick = int(np.argmax(variances))
+            worst = (excess, name, np.log(scale[:, pick]), _array(draws[name]).reshape(len(x), -1)[:, moving][:, pick])
+    if worst is None:
+        raise NotApplicable("no latent has a prior whose scale is itself latent, so there can be no such funnel")
+    excess, name, log_scale, value = worst
+    verdict = _judge(excess, 1.5, 2.0)
+    if verdict == "pass" and widest > 10 and posterior.engine == "nuts":
+        verdict = "warn"
+    words = {
+        "pass": "Latents narrow together with the latent scale of their prior, as they must.",
+        "warn": f"The scale of the prior of '{name}' ranges over more than a factor of {widest:.0f}, so the posterior is a "
+        "funnel that is hard to sample near its neck; look at the divergences, or use the non-centred form."
+        if excess <= 1.5
+        else f"'{name}' does not quite narrow together with the latent scale of its prior; consider the non-centred form.",
+        "fail": f"The posterior is a funnel: where the prior scale of '{name}' is small, '{name}' must be narrow too, and "
+        "this fit keeps it wide, so both are wrong; use the non-centred form.",
+    }[verdict]
+    return Check(
+        name="funnel",
+        title="Is there a funnel that the fit misses?",
+        about="parameters",
+        verdict=verdict,
+        value={"variance in the neck": excess, "site": name, "prior scale, 95% over 5%": widest},
+        threshold="variance of (x - prior mean) / prior scale in the tenth of draws with the smallest prior scale, at most 1 in "
+        "the posterior: warn above 1.5, fail above 2",
+        source="Betancourt, Girolami (2015), arXiv:1312.0906, sec. 2.2; bound: Brascamp, Lieb (1976), theorem 4.1; limits: ours",
+        explanation=words,
+        figure="funnel",
+        data={"log_scale": log_scale, "value": value},
+    )
+
+
+def point_like(values: NDArray[np.float64]) -> bool:
+    """Return whether all draws are the same.
+
+    Args:
+        values: ``(draws, ...)``.
+
+    Returns:
+        Whether they are.
+    """
+    return bool((values == values[:1]).all())
+
+
+# --------------------------------------------------------------------------------------------------------- chains
+def r_hat(posterior: Posterior) -> Check:
+    """Check that chains agree: rank-normalised split R-hat, the worst over all latents.
+
+    Args:
+        posterior: A fit by NUTS.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If there are not two chains.
+
+    References:
+        Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis 16(2).
+    """
+    import arviz as az
+
+    elements = _chains(posterior)
+    count = len(next(iter(elements.values())))
+    if count < 2:
+        raise NotApplicable("there is one chain; agreement needs at least two")
+    values = {k: _split_free(az, v) for k, v in elements.items()}
+    worst = max(values, key=lambda k: values[k])
+    verdict = _judge(values[worst], 1.01, 1.01)
+    return Check(
+        name="r_hat",
+        title="Do the chains agree?",
+        about="parameters",
+        verdict=verdict,
+        value={"largest R-hat": values[worst], "at": worst, "chains": count},
+        threshold="fail above 1.01",
+        source=_VEHTARI_2021,
+        explanation="Chains that started apart now give the same distribution."
+        if verdict == "pass"
+        else f"Chains disagree about '{worst}': they have not mixed, so their draws are not draws from the posterior.",
+        figure="bars",
+        data={"values": np.array(sorted(values.values(), reverse=True))},
+    )
+
+
+def ess(posterior: Posterior) -> Check:
+    """Check that the chains hold enough independent information: the smallest bulk and tail effective sample size.
+
+    Args:
+        posterior: A fit by NUTS.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If there are no chains.
+
+    References:
+        Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis 16(2).
+    """
+    import arviz as az
+
+    elements = _chains(posterior)
+    smallest: dict[str, tuple[float, str]] = {}
+    for method in ("bulk", "tail"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            values = {k: float(az.ess(v, method=method)) if np.ptp(v) > 0 else 0.0 for k, v in elements.items()}
+        values = {k: v if math.isfinite(v) else 0.0 for k, v in values.items()}
+        worst = min(values, key=lambda k: values[k])
+        smallest[method] = (values[worst], worst)
+    least = min(v for v, _ in smallest.values())
+    verdict: Verdict = "fail" if least < 400 else "pass"
+    return Check(
+        name="ess",
+        title="Are there enough independent draws?",
+        about="parameters",
+        verdict=verdict,
+        value={f"smallest {m} ESS": v for m, (v, _) in smallest.items()} | {"at": min(smallest.values())[1]},
+        threshold="fail below 400",
+        source=_VEHTARI_2021,
+        explanation="The draws are worth enough independent ones for stable means and quantiles."
+        if verdict == "pass"
+        else f"The draws of '{min(smallest.values())[1]}' are worth only {least:.0f} independent ones: means and quantiles are "
+        "still noisy; draw more, or reparametrise.",
+    )
+
+
+def divergences(posterior: Posterior) -> Check:
+    """Check that the sampler could follow the posterior everywhere.
+
+    Args:
+        posterior: A fit by NUTS.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If the sampler recorded no divergences.
+
+    References:
+        Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, sec. 6.2.
+    """
+    if posterior.sample_stats is None or "diverging" not in posterior.sample_stats:
+        raise NotApplicable("no sampler recorded divergences")
+    flags = _array(posterior.sample_stats["diverging"]) > 0
+    count, total = int(flags.sum()), flags.size
+    verdict: Verdict = "fail" if count and count >= 0.0025 * total else "warn" if count else "pass"
+    return Check(
+        name="divergences",
+        title="Did the sampler get everywhere?",
+        about="parameters",
+        verdict=verdict,
+        value={"divergences": count, "draws": total},
+        threshold="warn from 1, fail from 10 in 4,000 draws (0.25%)",
+        source="Betancourt (2017), arXiv:1701.02434, sec. 6.2: any divergence is a warning; the rate is ours",
+        explanation="No step of the sampler went astray."
+        if verdict == "pass"
+        else f"{count} steps of the sampler went astray: there is a region, often the neck of a funnel, that it cannot enter, "
+        "and every mean may be biased by that.",
+    )
+
+
+def e_bfmi(posterior: Posterior) -> Check:
+    """Check that the sampler moved between energy levels fast enough.
+
+    Args:
+        posterior: A fit by NUTS.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If the sampler recorded no energies.
+
+    References:
+        Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in HMC, arXiv:1604.00695, sec. 3.
+    """
+    import arviz as az
+
+    if posterior.sample_stats is None or "energy" not in posterior.sample_stats:
+        raise NotApplicable("no sampler recorded energies")
+    values = np.atleast_1d(az.bfmi(_array(posterior.sample_stats["energy"])))
+    least = float(values.min())
+    verdict: Verdict = "fail" if not least >= 0.2 else "warn" if least < 0.3 else "pass"
+    return Check(
+        name="e_bfmi",
+        title="Did the sampler explore the tails?",
+        about="parameters",
+        verdict=verdict,
+        value={"smallest E-BFMI": least},
+        threshold="warn below 0.3, fail below 0.2",
+        source="Betancourt (2016), arXiv:1604.00695, sec. 3; 0.2 and 0.3 as in Stan's warnings",
+        explanation="The sampler changed energy levels fast enough to see the tails."
+        if verdict == "pass"
+        else "The sampler changed energy levels slowly, so heavy tails may be under-explored.",
+    )
