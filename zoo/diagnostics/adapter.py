@@ -1,8 +1,8 @@
 """From a posterior to ArviZ: every group, with dimensions and labels taken from the model's plates.
 
-``az.from_pyro`` reads MCMC runs only, so the groups are built here from traces of the model at given draws. A trace knows
-what a table of draws does not: which plate stands on which axis, what is deterministic, what was observed, and which
-latents are enumerated and must be summed out of the likelihood.
+``az.from_pyro`` reads MCMC runs only, so the groups are built here from traces of the model at given draws. A trace
+knows what a table of draws does not: which plate stands on which axis, what is deterministic, what was observed, and
+which latents are enumerated and must be summed out of the likelihood.
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ def _unpack(term: Tensor, trace: Any, frames: Sequence[Any]) -> Tensor:
 
 
 def _common_name(names: Sequence[str]) -> str:
-    """Name an entry that several observed sites share: their common stem (``y`` of ``y_0``, ``y_1``), else all names."""
+    """Name an entry of several observed sites: their common stem (``y`` of ``y_0``, ``y_1``), else all names."""
     if len(names) == 1:
         return names[0]
     stem = names[0]
@@ -450,8 +450,8 @@ def to_arviz(
     local = any(s.row_axis is not None and s.kind == "latent" for s in known.values())
     if rows is not None and not (local and chains is not None):
         left_out.append(
-            f"{data.num_data - len(rows):,} of {data.num_data:,} rows in the groups that have rows: a random subset of "
-            f"{len(rows):,} is kept"
+            f"{data.num_data - len(rows):,} of {data.num_data:,} rows in the groups that have rows: a random subset "
+            f"of {len(rows):,} is kept"
         )
         batch = take_rows(data, batch, rows)
         first = {k: v[0] for k, v in posterior.draws(1, batch=batch, seed=seed).items()}
@@ -538,8 +538,8 @@ class _Groups:
             if summary not in self.dims:
                 self.dims[summary] = ("statistic",)
                 self.left_out.append(
-                    f"the {flat.shape[1]:,} elements of '{name}', shape {tuple(array.shape[1:])}: '{summary}' holds their "
-                    f"{', '.join(STATISTICS)} in each draw"
+                    f"the {flat.shape[1]:,} elements of '{name}', shape {tuple(array.shape[1:])}: '{summary}' holds "
+                    f"their {', '.join(STATISTICS)} in each draw"
                 )
             store.setdefault(summary, []).append(torch.stack(columns, 1).numpy())
             return

@@ -31,8 +31,8 @@ class Check:
     Args:
         name: Name of the check's function.
         title: What is asked, in a few words.
-        about: What the verdict concerns: the posterior of the ``parameters``, the ``predictions``, or the ``comparison``
-            with other models.
+        about: What the verdict concerns: the posterior of the ``parameters``, the ``predictions``, or the
+            ``comparison`` with other models.
         verdict: ``pass``, ``warn``, ``fail`` or ``not run``.
         value: What was measured, JSON-able.
         threshold: From where on it warns and fails.

@@ -36,8 +36,8 @@ def compare(
         seed: Of the draws and, for large data, of the rows compared.
 
     Returns:
-        One row per fit, the best ``elpd`` first: ``elpd``, ``se``, ``difference``, ``difference_se``, ``bad_k`` (share of
-        rows whose leave-one-out density is unreliable), and one column per score of the task on the test split
+        One row per fit, the best ``elpd`` first: ``elpd``, ``se``, ``difference``, ``difference_se``, ``bad_k`` (share
+        of rows whose leave-one-out density is unreliable), and one column per score of the task on the test split
         (``test_<score>``). What cannot be computed for a fit is missing there.
 
     Raises:
@@ -55,8 +55,8 @@ def compare(
     for label, posterior in named.items():
         if posterior.data.name != first.name or posterior.data.num_data != first.num_data:
             raise DataError(
-                f"'{label}' was fitted to '{posterior.data.name}' ({posterior.data.num_data} rows), others to '{first.name}' "
-                f"({first.num_data} rows); only fits to the same data can be compared"
+                f"'{label}' was fitted to '{posterior.data.name}' ({posterior.data.num_data} rows), others to "
+                f"'{first.name}' ({first.num_data} rows); only fits to the same data can be compared"
             )
     rows: dict[str, dict[str, float]] = {}
     found: dict[str, Loo] = {}

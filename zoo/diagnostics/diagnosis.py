@@ -92,11 +92,11 @@ def diagnose(
     A check that does not apply, or that an exception ended, is reported as ``not run`` with the reason; the exception's
     text and place stand in :attr:`Check.error`.
 
-    The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains) means that their posterior
-    must not be read. Predictions average over the parameters and can be good all the same, as those of a large network
-    whose joint posterior no guide matches; under SVI they are judged by what was measured on held-out rows, and without
-    such rows a failed check of the parameters counts against them too. Chains that failed are not draws from the posterior,
-    so nothing computed from them is used.
+    The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains) means that their
+    posterior must not be read. Predictions average over the parameters and can be good all the same, as those of a
+    large network whose joint posterior no guide matches; under SVI they are judged by what was measured on held-out
+    rows, and without such rows a failed check of the parameters counts against them too. Chains that failed are not
+    draws from the posterior, so nothing computed from them is used.
 
     Args:
         posterior: A fit.
@@ -175,8 +175,8 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
             predictions = "usable with care"
             reasons.insert(
                 0,
-                "Do not read the posterior of the parameters; the predictions held up on rows that were not fitted and can "
-                "be used with care.",
+                "Do not read the posterior of the parameters; the predictions held up on rows that were not fitted "
+                "and can be used with care.",
             )
     if not about["predictions"] and predictions == "usable":
         predictions = "usable with care"

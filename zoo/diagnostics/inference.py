@@ -37,9 +37,9 @@ __all__ = [
 _MOST_ELEMENTS = 2_000  # elements of all sites for which chains are compared
 _MOST_WORK = 1e11  # latent elements x rows x draws that a check may spend
 
-_VEHTARI_2021 = "Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2), sec. 4"
+_VEHTARI_2021 = "Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2)"
 _VEHTARI_2024 = "Vehtari, Simpson, Gelman, Yao, Gabry (2024), JMLR 25(72)"
-_YAO_2018 = "Yao, Vehtari, Simpson, Gelman (2018), ICML, arXiv:1802.02538, sec. 3.1"
+_YAO_2018 = "Yao, Vehtari, Simpson, Gelman (2018), ICML, arXiv:1802.02538"
 
 
 # --------------------------------------------------------------------------------------------------------- shared
@@ -101,9 +101,10 @@ def optimiser_stationarity(posterior: Posterior, *, blocks: int = 20) -> Check:
 
     The last fifth of the losses is cut into blocks; Theil and Sen's slope through the block means, times the length of
     that stretch, is the expected gain of as many steps again. What the ELBO gains, :math:`\mathrm{KL}(q\|p)` loses, so
-    the gain is measured in nats and judged against the size of the posterior: a normal shifted by :math:`\delta` standard
-    deviations lies :math:`\delta^2 / 2` nats away, hence 0.005 nats per latent element for a tenth of a standard
-    deviation, 0.05 for a third. The interval of the slope is widened by the first autocorrelation of the residuals.
+    the gain is measured in nats and judged against the size of the posterior: a normal shifted by :math:`\delta`
+    standard deviations lies :math:`\delta^2 / 2` nats away, hence 0.005 nats per latent element for a tenth of a
+    standard deviation, 0.05 for a third. The interval of the slope is widened by the first autocorrelation of the
+    residuals.
 
     Args:
         posterior: A fit by SVI.
@@ -136,9 +137,9 @@ def optimiser_stationarity(posterior: Posterior, *, blocks: int = 20) -> Check:
     some, much = max(0.1, 0.005 * elements), max(1.0, 0.05 * elements)
     threshold = f"expected gain of another fifth of the steps: warn above {some:.3g}, fail above {much:.3g} nats"
     source = (
-        "0.005 and 0.05 nats per latent element (normals a tenth and a third of a standard deviation apart), at least 0.1 "
-        "and 1; window in place of single losses: Dhaka et al. (2020), arXiv:2009.00666; Welandawe et al. (2022), "
-        "arXiv:2203.15945"
+        "0.005 and 0.05 nats per latent element (normals a tenth and a third of a standard deviation apart), at "
+        "least 0.1 and 1; window in place of single losses: Dhaka et al. (2020), arXiv:2009.00666; Welandawe et al. "
+        "(2022), arXiv:2203.15945"
     )
     common: dict[str, Any] = {
         "name": "optimiser_stationarity",
@@ -205,15 +206,16 @@ def khat_threshold(draws: int) -> float:
         The threshold.
 
     References:
-        Vehtari et al. (2024), JMLR 25(72), sec. 3.2.4.
+        Vehtari et al. (2024), JMLR 25(72).
     """
     return min(1 - 1 / math.log10(max(draws, 11)), 0.7)
 
 
 def khat(log_weights: NDArray[np.float64]) -> float:
-    """Return the Pareto shape of the largest importance weights.
+    r"""Return the Pareto shape of the largest importance weights.
 
-    ``az.psislw`` takes log weights, :math:`\\log p - \\log q`; for leave-one-out it is handed the negative log likelihood.
+    ``az.psislw`` takes log weights, :math:`\log p - \log q`; for leave-one-out it is handed the negative log
+    likelihood.
 
     Args:
         log_weights: ``(draws,)``.
@@ -281,15 +283,17 @@ def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, 
     verdict: Verdict = "fail" if not median <= limit else "warn" if median > 0.5 or values.max() > limit else "pass"
     words = {
         "pass": "The guide covers the posterior: its importance weights have a light tail.",
-        "warn": "The guide is a rough approximation: means are usable, tails and spreads less so, and repeats may disagree.",
-        "fail": "The guide misses part of the posterior: a few draws carry all the importance weight, so its spreads and "
-        "tails cannot be trusted.",
+        "warn": "The guide is a rough approximation: means are usable, tails and spreads less so, and repeats may "
+        "disagree.",
+        "fail": "The guide misses part of the posterior: a few draws carry all the importance weight, so its "
+        "spreads and tails cannot be trusted.",
     }[verdict]
     elements = sum(v[0].numel() for n, v in posterior.draws(1).items() if n in spread)
     if verdict == "fail" and elements > 1_000:
         words += (
-            f" With {elements:,} latent elements a joint check like this fails for any practical guide (small errors add up "
-            "over elements), so do not interpret the parameters; held-out checks decide whether predictions can be used."
+            f" With {elements:,} latent elements a joint check like this fails for any practical guide (small errors "
+            "add up over elements), so do not interpret the parameters; held-out checks decide whether predictions "
+            "can be used."
         )
     if fixed:
         words += f" The guide holds {', '.join(fixed[:5])} at one point, which this check does not judge."
@@ -306,8 +310,8 @@ def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, 
             "repeats": repeats,
             "draws": draws,
         },
-        threshold=f"median k-hat: fail above {limit:.2f} = min(1 - 1/log10(S), 0.7) for S = {draws:,} draws; warn above 0.5 "
-        "or if any repeat exceeds the limit",
+        threshold=f"median k-hat: fail above {limit:.2f} = min(1 - 1/log10(S), 0.7) for S = {draws:,} draws; warn "
+        "above 0.5 or if any repeat exceeds the limit",
         source=f"{_VEHTARI_2024}; {_YAO_2018}",
         explanation=words,
         figure="khat" if finite.size else "",
@@ -351,8 +355,8 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     words = {
         "pass": "Fits from different starting points found the same posterior.",
         "warn": "Fits from different starting points differ a little.",
-        "fail": "Fits from different starting points disagree: the posterior has several modes or the optimiser stopped "
-        "early, so one fit shows only part of the answer.",
+        "fail": "Fits from different starting points disagree: the posterior has several modes or the optimiser "
+        "stopped early, so one fit shows only part of the answer.",
     }[verdict]
     if verdict == "fail" and sum(v[0].numel() for v in drawn[0].values()) > 1_000:
         words += " The weights of a network can be permuted without changing it, so compare predictions instead."
@@ -386,10 +390,11 @@ def _split_free(az: Any, value: NDArray[np.float64]) -> float:
 def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
     r"""Check latents whose prior scale is itself latent for the funnel that centred hierarchical models have.
 
-    For every latent with prior :math:`x \sim (m(\phi), s(\phi))` the variance of :math:`r = (x - m)/s` is taken over the
-    tenth of the draws with the smallest :math:`s`. Data can only narrow :math:`x` given :math:`\phi` when the likelihood is
-    log-concave, so near the neck this variance is one or less in the posterior. A guide that ignores the dependence keeps
-    one width for :math:`x` however small :math:`s` becomes, and the variance is larger than any posterior's.
+    For every latent with prior :math:`x \sim (m(\phi), s(\phi))` the variance of :math:`r = (x - m)/s` is taken over
+    the tenth of the draws with the smallest :math:`s`. Data can only narrow :math:`x` given :math:`\phi` when the
+    likelihood is log-concave, so near the neck this variance is one or less in the posterior. A guide that ignores the
+    dependence keeps one width for :math:`x` however small :math:`s` becomes, and the variance is larger than any
+    posterior's.
 
     Args:
         posterior: A fit.
@@ -403,7 +408,7 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         NotApplicable: If no latent has a latent prior scale.
 
     References:
-        Betancourt, Girolami (2015), Hamiltonian Monte Carlo for hierarchical models, arXiv:1312.0906, sec. 2.2;
+        Betancourt, Girolami (2015), Hamiltonian Monte Carlo for hierarchical models, arXiv:1312.0906;
         Brascamp, Lieb (1976), J. Funct. Anal. 22, theorem 4.1, for the bound on the conditional variance.
     """
     count = affordable(posterior, num_draws, least=100)
@@ -458,12 +463,14 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         verdict = "warn"
     words = {
         "pass": "Latents narrow together with the latent scale of their prior, as they must.",
-        "warn": f"The scale of the prior of '{name}' ranges over more than a factor of {widest:.0f}, so the posterior is a "
-        "funnel that is hard to sample near its neck; look at the divergences, or use the non-centred form."
+        "warn": f"The scale of the prior of '{name}' ranges over more than a factor of {widest:.0f}, so the "
+        "posterior is a funnel that is hard to sample near its neck; look at the divergences, or use the "
+        "non-centred form."
         if excess <= 1.5
-        else f"'{name}' does not quite narrow together with the latent scale of its prior; consider the non-centred form.",
-        "fail": f"The posterior is a funnel: where the prior scale of '{name}' is small, '{name}' must be narrow too, and "
-        "this fit keeps it wide, so both are wrong; use the non-centred form.",
+        else f"'{name}' does not quite narrow together with the latent scale of its prior; consider the non-centred "
+        "form.",
+        "fail": f"The posterior is a funnel: where the prior scale of '{name}' is small, '{name}' must be narrow "
+        "too, and this fit keeps it wide, so both are wrong; use the non-centred form.",
     }[verdict]
     return Check(
         name="funnel",
@@ -471,9 +478,9 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         about="parameters",
         verdict=verdict,
         value={"variance in the neck": excess, "site": name, "prior scale, 95% over 5%": widest},
-        threshold="variance of (x - prior mean) / prior scale in the tenth of draws with the smallest prior scale, at most 1 in "
-        "the posterior: warn above 1.5, fail above 2",
-        source="Betancourt, Girolami (2015), arXiv:1312.0906, sec. 2.2; bound: Brascamp, Lieb (1976), theorem 4.1; limits: ours",
+        threshold="variance of (x - prior mean) / prior scale in the tenth of draws with the smallest prior scale, "
+        "at most 1 in the posterior: warn above 1.5, fail above 2",
+        source="Betancourt, Girolami (2015), arXiv:1312.0906; bound: Brascamp, Lieb (1976), theorem 4.1; limits: ours",
         explanation=words,
         figure="funnel",
         data={"log_scale": log_scale, "value": value},
@@ -571,8 +578,8 @@ def ess(posterior: Posterior) -> Check:
         source=_VEHTARI_2021,
         explanation="The draws are worth enough independent ones for stable means and quantiles."
         if verdict == "pass"
-        else f"The draws of '{min(smallest.values())[1]}' are worth only {least:.0f} independent ones: means and quantiles are "
-        "still noisy; draw more, or reparametrise.",
+        else f"The draws of '{min(smallest.values())[1]}' are worth only {least:.0f} independent ones: means and "
+        "quantiles are still noisy; draw more, or reparametrise.",
     )
 
 
@@ -589,7 +596,7 @@ def divergences(posterior: Posterior) -> Check:
         NotApplicable: If the sampler recorded no divergences.
 
     References:
-        Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, sec. 6.2.
+        Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo, arXiv:1701.02434.
     """
     if posterior.sample_stats is None or "diverging" not in posterior.sample_stats:
         raise NotApplicable("no sampler recorded divergences")
@@ -603,11 +610,11 @@ def divergences(posterior: Posterior) -> Check:
         verdict=verdict,
         value={"divergences": count, "draws": total},
         threshold="warn from 1, fail from 10 in 4,000 draws (0.25%)",
-        source="Betancourt (2017), arXiv:1701.02434, sec. 6.2: any divergence is a warning; the rate is ours",
+        source="Betancourt (2017), arXiv:1701.02434: any divergence is a warning; the rate is ours",
         explanation="No step of the sampler went astray."
         if verdict == "pass"
-        else f"{count} steps of the sampler went astray: there is a region, often the neck of a funnel, that it cannot enter, "
-        "and every mean may be biased by that.",
+        else f"{count} steps of the sampler went astray: there is a region, often the neck of a funnel, that it "
+        "cannot enter, and every mean may be biased by that.",
     )
 
 
@@ -624,7 +631,7 @@ def e_bfmi(posterior: Posterior) -> Check:
         NotApplicable: If the sampler recorded no energies.
 
     References:
-        Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in HMC, arXiv:1604.00695, sec. 3.
+        Betancourt (2016), Diagnosing suboptimal cotangent disintegrations in HMC, arXiv:1604.00695.
     """
     import arviz as az
 
@@ -640,7 +647,7 @@ def e_bfmi(posterior: Posterior) -> Check:
         verdict=verdict,
         value={"smallest E-BFMI": least},
         threshold="warn below 0.3, fail below 0.2",
-        source="Betancourt (2016), arXiv:1604.00695, sec. 3; 0.2 and 0.3 as in Stan's warnings",
+        source="Betancourt (2016), arXiv:1604.00695; 0.2 and 0.3 as in Stan's warnings",
         explanation="The sampler changed energy levels fast enough to see the tails."
         if verdict == "pass"
         else "The sampler changed energy levels slowly, so heavy tails may be under-explored.",

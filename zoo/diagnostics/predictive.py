@@ -82,7 +82,7 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         NotApplicable: If nothing is observed.
 
     References:
-        Gelman, Meng, Stern (1996), Statistica Sinica 6, sec. 2; Bayarri, Berger (2000), JASA 95, on why such p-values are
+        Gelman, Meng, Stern (1996), Statistica Sinica 6; Bayarri, Berger (2000), JASA 95, on why such p-values are
         conservative.
     """
     batch = _subset(posterior, posterior._prepare(None), _MOST_ROWS, seed)
@@ -145,11 +145,12 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         verdict=verdict,
         value={"p-values": p_values} if few else {"smallest p-value": least, "of": worst},
         threshold="two-sided p-value of a statistic: warn below 0.05, fail below 0.01 (of classes: times their number)",
-        source="Gelman, Meng, Stern (1996), Statistica Sinica 6, sec. 2; limits: ours, on p-values that are conservative because "
-        "the same data were fitted (Bayarri, Berger 2000)",
+        source="Gelman, Meng, Stern (1996), Statistica Sinica 6; limits: ours, on p-values that are conservative "
+        "because the same data were fitted (Bayarri, Berger 2000)",
         explanation="Data replicated from the fit look like the observed data in every statistic tried."
         if verdict == "pass"
-        else f"Data replicated from the fit differ from the observed data in the {worst}: the model does not describe it.",
+        else f"Data replicated from the fit differ from the observed data in the {worst}: the model does not "
+        "describe it.",
         figure="ppc" if data else "",
         data=data,
     )
@@ -191,8 +192,8 @@ def expected_calibration_error(
 def calibration(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
     """Check on held-out rows that stated probabilities and intervals come true as often as they say.
 
-    Classes: the expected calibration error, compared with what finitely many rows give under perfect calibration (labels
-    drawn from the stated probabilities). Numbers: the share of rows within central intervals, compared with its
+    Classes: the expected calibration error, compared with what finitely many rows give under perfect calibration
+    (labels drawn from the stated probabilities). Numbers: the share of rows within central intervals, compared with its
     binomial band.
 
     Args:
@@ -278,14 +279,14 @@ def _classes(probs: NDArray[np.float64], labels: NDArray[np.int64], split: str, 
             "accuracy": float(correct.mean()),
             "rows": len(labels),
         },
-        threshold=f"expected calibration error: warn above {some:.4f} (95% quantile under perfect calibration), fail above "
-        f"{much:.4f} (99%) if it exceeds the mean under perfect calibration by more than 0.02",
-        source="Guo et al. (2017), arXiv:1706.04599, eq. 3; noise level: Bröcker, Smith (2007), Weather and Forecasting 22; "
-        "0.02: ours",
+        threshold=f"expected calibration error: warn above {some:.4f} (95% quantile under perfect calibration), fail "
+        f"above {much:.4f} (99%) if it exceeds the mean under perfect calibration by more than 0.02",
+        source="Guo et al. (2017), arXiv:1706.04599, eq. 3; noise level: Bröcker, Smith (2007), Weather and "
+        "Forecasting 22; 0.02: ours",
         explanation=f"On the {split} rows, classes occur as often as the predictions say."
         if verdict == "pass"
-        else f"On the {split} rows, predictions are {'too confident' if over > 0 else 'not confident enough'}: the stated "
-        f"confidence is {confidence.mean():.3f} on average, the accuracy {correct.mean():.3f}.",
+        else f"On the {split} rows, predictions are {'too confident' if over > 0 else 'not confident enough'}: the "
+        f"stated confidence is {confidence.mean():.3f} on average, the accuracy {correct.mean():.3f}.",
         figure="reliability",
         data={
             "predicted": np.array([confidence[bins == b].mean() for b in used]),
@@ -322,13 +323,13 @@ def _coverage(samples: NDArray[np.float64], truth: NDArray[np.float64], split: s
         verdict=verdict,
         value={f"{round(100 * level)}% interval": share for level, share in zip(levels, shares, strict=True)}
         | {"rows": rows},
-        threshold="share of rows inside: warn if its binomial p-value, times 3 levels, is below 0.05, fail below 0.01 if the "
-        "share is also off by more than 0.05",
-        source="Gneiting, Balabdaoui, Raftery (2007), JRSS B 69(2), sec. 3; binomial band, Bonferroni; 0.05: ours",
+        threshold="share of rows inside: warn if its binomial p-value, times 3 levels, is below 0.05, fail below "
+        "0.01 if the share is also off by more than 0.05",
+        source="Gneiting, Balabdaoui, Raftery (2007), JRSS B 69(2); binomial band, Bonferroni; 0.05: ours",
         explanation=f"On the {split} rows, predicted intervals hold the observed values as often as they say."
         if verdict == "pass"
-        else f"On the {split} rows, {100 * shares[worst]:.0f}% of the values lie in the {100 * levels[worst]:.0f}% intervals: "
-        f"predictions are {'too wide' if shares[worst] > levels[worst] else 'too narrow'}.",
+        else f"On the {split} rows, {100 * shares[worst]:.0f}% of the values lie in the {100 * levels[worst]:.0f}% "
+        f"intervals: predictions are {'too wide' if shares[worst] > levels[worst] else 'too narrow'}.",
         figure="coverage",
         data={
             "predicted": grid,
@@ -384,8 +385,8 @@ def leave_one_out(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
         NotApplicable: If the data have one row, or share an enumerated latent.
 
     References:
-        Vehtari, Gelman, Gabry (2017), Statistics and Computing 27, eq. 10; Magnusson, Andersen, Jonasson, Vehtari (2019),
-        arXiv:1904.10679, eq. 8, for the correction.
+        Vehtari, Gelman, Gabry (2017), Statistics and Computing 27, eq. 10; Magnusson, Andersen, Jonasson, Vehtari
+        (2019), arXiv:1904.10679, for the correction.
     """
     import arviz as az
     from scipy.special import logsumexp
@@ -509,13 +510,14 @@ def loo(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check
             "largest k": float(found.pareto_k.max()),
         },
         threshold=f"share of rows with Pareto k above {limit:.2f}: warn above 0, fail above 5% and more than one row",
-        source="Vehtari, Gelman, Gabry (2017), Statistics and Computing 27; limit of k: Vehtari et al. (2024), JMLR 25(72); "
+        source="Vehtari, Gelman, Gabry (2017), Statistics and Computing 27; limit of k: Vehtari et al. (2024), JMLR "
+        "25(72); "
         + ("correction for the guide: Magnusson et al. (2019), arXiv:1904.10679; " if posterior.engine == "svi" else "")
         + "5%: ours",
         explanation="The estimated predictive density of left-out rows is reliable for every row."
         if verdict == "pass"
-        else f"For {100 * bad:.1f}% of the rows the left-out density cannot be estimated from this fit: these rows pull the "
-        "posterior, or the guide is too far from it; do not compare models by it.",
+        else f"For {100 * bad:.1f}% of the rows the left-out density cannot be estimated from this fit: these rows "
+        "pull the posterior, or the guide is too far from it; do not compare models by it.",
         figure="loo",
         data={"values": found.pareto_k, "limit": np.array(limit)},
     )
