@@ -146,12 +146,9 @@ struct Potential {
   std::vector<Tensor> constants, inputs;
 };
 
-static Tensor view(void* data, int64_t dims, const int64_t* sizes, int32_t dtype) {
-  std::vector<int64_t> strides(dims);
-  int64_t stride = 1;
-  for (int64_t d = dims - 1; d >= 0; d--) { strides[d] = stride; stride *= sizes[d]; }
+static Tensor view(void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
   Tensor result = nullptr;
-  if (aoti_torch_create_tensor_from_blob(data, dims, sizes, strides.data(), 0, dtype, aoti_torch_device_type_cpu(), 0,
+  if (aoti_torch_create_tensor_from_blob(data, dims, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), 0,
                                          &result)) return nullptr;
   return result;
 }
@@ -163,7 +160,8 @@ extern "C" void potential_delete(Potential* p) {
 }
 
 extern "C" Potential* potential_new(const char* path, int64_t size, int32_t dtype, int32_t single, int64_t count,
-                                    void** data, const int64_t* dims, const int64_t* sizes, const int32_t* dtypes) {
+                                    void** data, const int64_t* dims, const int64_t* sizes, const int64_t* strides,
+                                    const int32_t* dtypes) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return nullptr;
   Create create = (Create)dlsym(library, "AOTInductorModelContainerCreateWithDevice");
@@ -176,9 +174,10 @@ extern "C" Potential* potential_new(const char* path, int64_t size, int32_t dtyp
   if (p->single) p->narrow.resize(size);
   if (create(&p->container, 1, "cpu", nullptr)) { p->container = nullptr; potential_delete(p); return nullptr; }
   for (int64_t i = 0; i < count; i++) {
-    p->constants.push_back(view(data[i], dims[i], sizes, dtypes[i]));
+    p->constants.push_back(view(data[i], dims[i], sizes, strides, dtypes[i]));
     if (!p->constants.back()) { potential_delete(p); return nullptr; }
     sizes += dims[i];
+    strides += dims[i];
   }
   p->inputs.resize(1 + count);
   return p;
@@ -188,9 +187,9 @@ extern "C" int64_t potential_evaluate(uint64_t size, double* x, double* gradient
   static thread_local bool first = true;
   if (first && omp_set_num_threads) { omp_set_num_threads(1); first = false; }
   Potential* p = (Potential*)user;
-  int64_t length = (int64_t)size;
+  int64_t length = (int64_t)size, one = 1;
   for (int64_t i = 0; p->single && i < length; i++) p->narrow[i] = (float)x[i];
-  p->inputs[0] = view(p->single ? (void*)p->narrow.data() : (void*)x, 1, &length, p->dtype);
+  p->inputs[0] = view(p->single ? (void*)p->narrow.data() : (void*)x, 1, &length, &one, p->dtype);
   if (!p->inputs[0]) return -1;
   for (size_t i = 0; i < p->constants.size(); i++)
     if (aoti_torch_new_tensor_handle(p->constants[i], &p->inputs[i + 1])) return -2;
@@ -342,9 +341,10 @@ class _Handle:
     def __init__(self, library: Path, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> None:
         self.functions = ctypes.CDLL(str(_bridge()))
         self.functions.potential_new.restype = ctypes.c_void_p
-        self.constants = [c.contiguous() for c in constants]
+        self.constants = list(constants)
         count = len(self.constants)
         sizes = [s for c in self.constants for s in c.shape]
+        strides = [s for c in self.constants for s in c.stride()]
         self.pointer = self.functions.potential_new(
             str(library).encode(),
             ctypes.c_int64(size),
@@ -354,6 +354,7 @@ class _Handle:
             (ctypes.c_void_p * max(1, count))(*[c.data_ptr() for c in self.constants]),
             (ctypes.c_int64 * max(1, count))(*[c.dim() for c in self.constants]),
             (ctypes.c_int64 * max(1, len(sizes)))(*sizes),
+            (ctypes.c_int64 * max(1, len(sizes)))(*strides),
             (ctypes.c_int32 * max(1, count))(*[_SCALAR_TYPES[c.dtype] for c in self.constants]),
         )
         if not self.pointer:

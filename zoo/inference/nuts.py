@@ -97,7 +97,7 @@ def sample(
         max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
         low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only.
         dtype: Type of the evaluation and of the draws.
-        workers: Chains at a time; ``None``: as many as there are cores, at most ``chains``. Below 2, one after the other.
+        workers: Chains at a time; ``None``: as many as there are cores, at most ``chains``.
         compile: Whether to compile the log density.
         progress: Called a few times a second with every chain's state; ``True`` for a display on the terminal.
         sampler: ``nutpie``, or ``pyro`` for :class:`pyro.infer.NUTS` (slow, in this process).
