@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,16 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "Drawing",
-    "bars",
-    "curve",
     "forest",
-    "histogram",
+    "funnel",
     "intervals",
     "khat_repeats",
     "loss_curve",
     "overlay",
     "pairs",
     "pareto_k",
+    "ranked",
     "ranks",
-    "ratios",
     "reliability",
     "traces",
 ]
@@ -349,6 +347,7 @@ def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
 
     names = ", ".join(label for label, _ in items)
     return _draw(
+        "ranked",
         "ranks",
         paint,
         rows=len(items),
@@ -419,11 +418,11 @@ def forest(
     """
     m, a, b = _array(mid), _array(low), _array(high)
     at = np.arange(m.size)[::-1]
+    clear = (a > 0) | (b < 0)
 
     def paint(ax: Axes) -> None:
         if (a.min() < 0) and (b.max() > 0):
             ax.axvline(0, color=MUTED, linewidth=0.8)
-        clear = (a > 0) | (b < 0)
         for chosen, colour in ((clear, BLUE), (~clear, GREY)):
             ax.hlines(at[chosen], a[chosen], b[chosen], color=colour, linewidth=2)
             ax.scatter(m[chosen], at[chosen], s=24, color=colour, zorder=3)
@@ -439,7 +438,8 @@ def forest(
         name,
         paint,
         height=max(0.75 + 0.22 * m.size, 1.6),
-        caption=f"{title}: posterior means and 90% intervals; blue where the interval leaves out zero.",
+        caption=f"{title}: posterior means and 90% intervals"
+        + ("." if clear.all() else "; grey where the interval holds zero."),
         alt=f"Forest plot of {title}, {m.size} rows.",
     )
 
@@ -580,7 +580,6 @@ def reliability(
     *,
     counts: ArrayLike | None = None,
     kind: str = "probability",
-    split: str = "test",
     name: str = "reliability",
 ) -> Drawing:
     """Draw stated against observed frequencies: a reliability diagram, or the coverage of central intervals.
@@ -590,7 +589,6 @@ def reliability(
         observed: Observed frequency per bin, ``(bins,)``; NaN where a bin is empty.
         counts: Rows per bin, for error bars and the histogram, ``(bins,)``.
         kind: ``probability`` or ``coverage``.
-        split: Which rows these are.
         name: Identifier on the page.
 
     Returns:
@@ -622,9 +620,9 @@ def reliability(
         ax.legend(loc="upper left")
 
     what = (
-        f"Stated class probability against observed frequency on the {split} rows"
+        "Stated class probability against observed frequency on held-out rows"
         if kind == "probability"
-        else f"Nominal coverage of central predictive intervals against the share of {split} rows inside them"
+        else "Nominal coverage of central predictive intervals against the share of held-out rows inside them"
     )
     return _draw(
         name,
@@ -675,145 +673,67 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Draw
     )
 
 
-def histogram(
-    values: ArrayLike,
-    *,
-    name: str,
-    label: str,
-    caption: str,
-    mark: float | None = None,
-    limits: Iterable[float] = (),
-    bins: int = 24,
-) -> Drawing:
-    """Draw a histogram, with a marked value and limits where given.
+def funnel(log_scale: ArrayLike, value: ArrayLike, *, site: str) -> Drawing:
+    """Draw a quantity against the log of the scale of its prior.
 
     Args:
-        values: Values, any shape.
-        name: Identifier on the page.
-        label: Label of the horizontal axis.
-        caption: Sentence under the figure.
-        mark: Value to mark, e.g. an observed statistic.
-        limits: Thresholds to draw.
-        bins: Number of bins.
+        log_scale: Log of the prior's scale, ``(draws,)``.
+        value: The quantity, ``(draws,)``.
+        site: Its name.
 
     Returns:
         The drawing.
     """
-    v = _finite(values)
+    x, y = _array(log_scale), _array(value)
 
     def paint(ax: Axes) -> None:
-        ax.hist(v, bins=bins, color=FILL, edgecolor=BLUE, linewidth=0.6)
-        if mark is not None:
-            ax.axvline(mark, color=INK, linewidth=1.5)
-        for limit in limits:
-            ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
-        ax.set_xlabel(label)
-        ax.set_ylabel("count")
-        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.scatter(x, y, s=6, color=BLUE, alpha=0.45, linewidths=0)
+        ax.set_xlabel(f"log of the prior scale of {site}")
+        ax.set_ylabel(site)
         _plain(ax.xaxis)
-
-    return _draw(name, paint, height=2.5, caption=caption, alt=f"Histogram of {label}, {v.size} values.")
-
-
-def bars(
-    labels: Sequence[str], values: ArrayLike, *, name: str, label: str, caption: str, limits: Iterable[float] = ()
-) -> Drawing:
-    """Draw one horizontal bar per label.
-
-    Args:
-        labels: Name per bar.
-        values: Length per bar, ``(n,)``.
-        name: Identifier on the page.
-        label: Label of the horizontal axis.
-        caption: Sentence under the figure.
-        limits: Thresholds to draw.
-
-    Returns:
-        The drawing.
-    """
-    v = _array(values)
-    at = np.arange(v.size)[::-1]
-
-    def paint(ax: Axes) -> None:
-        ax.barh(at, v, height=0.65, color=FILL, edgecolor=BLUE, linewidth=0.6)
-        for limit in limits:
-            ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
-        ax.set_yticks(at, labels)
-        ax.tick_params(axis="y", length=0)
-        ax.grid(visible=False, axis="y")
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        _plain(ax.xaxis)
-        ax.set_xlabel(label)
+        _plain(ax.yaxis)
 
     return _draw(
-        name,
+        "funnel",
         paint,
-        height=max(0.75 + 0.24 * v.size, 1.5),
-        caption=caption,
-        alt=f"Bars of {label}: {', '.join(labels)}.",
+        height=3.0,
+        caption=f"Draws of {site} against the log of the scale of its own prior. A true funnel narrows to the left; a "
+        "cloud that does not narrow, or does not reach to the left, has missed the neck.",
+        alt=f"Scatter of {site} against the log of its prior scale, {x.size} draws.",
     )
 
 
-def ratios(values: ArrayLike, *, low: float, high: float, most: int = 400) -> Drawing:
-    """Draw ratios of standard deviations, approximate to exact, one per parameter, sorted, on a log scale.
+def ranked(values: ArrayLike, *, name: str, label: str, limit: float, most: int = 400) -> Drawing:
+    """Draw values from the largest to the smallest, with a limit.
 
     Args:
-        values: Ratios, ``(n,)``.
-        low: Smallest ratio that still counts as agreement.
-        high: Largest ratio that still counts as agreement.
+        values: Values, ``(n,)``.
+        name: Identifier on the page.
+        label: What they are.
+        limit: Largest value that passes.
         most: Points shown at most.
 
     Returns:
         The drawing.
     """
-    r = np.sort(_finite(values))
-    r = r[np.linspace(0, r.size - 1, min(r.size, most)).astype(int)] if r.size else r
+    v = np.sort(_finite(values))[::-1]
+    at = np.unique(np.linspace(0, v.size - 1, min(v.size, most)).astype(int)) if v.size else np.arange(0)
 
     def paint(ax: Axes) -> None:
-        ax.axhspan(low, high, color=GREEN, alpha=0.1, linewidth=0)
-        ax.axhline(1, color=MUTED, linewidth=0.8)
-        ax.scatter(np.arange(1, r.size + 1), r, s=10, color=BLUE, linewidths=0)
-        ax.set_yscale("log")
-        ax.set_ylim(min(0.5, float(r.min(initial=0.5)) * 0.9), max(2.0, float(r.max(initial=2.0)) * 1.1))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]))
-        _plain(ax.yaxis)
-        ax.set_xlabel("parameter (sorted)")
-        ax.set_ylabel("sd, SVI / NUTS")
+        ax.scatter(at + 1, v[at], s=12, color=BLUE, linewidths=0)
+        ax.axhline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
+        top = max(float(v.max(initial=limit)), limit)
+        ax.set_ylim(min(float(v.min(initial=limit)), 1.0) - 0.002, top + 0.12 * (top - 1.0) + 0.002)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.set_xlabel("quantity (sorted)")
+        ax.set_ylabel(label)
 
+    above = int((v > limit).sum())
     return _draw(
-        "ratios",
+        name,
         paint,
-        height=2.6,
-        caption="Standard deviation under the guide divided by that under NUTS, per parameter. "
-        "Below 1 the guide is too narrow.",
-        alt=f"Ratios of standard deviations for {r.size} parameters.",
+        height=2.4,
+        caption=f"{label} of {v.size} quantities, sorted; {above} lie above {limit:g}.",
+        alt=f"{label} of {v.size} quantities, {above} above {limit:g}.",
     )
-
-
-def curve(x: ArrayLike, y: ArrayLike, *, name: str, xlabel: str, ylabel: str, caption: str) -> Drawing:
-    """Draw a line, e.g. a risk-coverage curve.
-
-    Args:
-        x: Horizontal values, ``(n,)``.
-        y: Vertical values, ``(n,)``.
-        name: Identifier on the page.
-        xlabel: Label of the horizontal axis.
-        ylabel: Label of the vertical axis.
-        caption: Sentence under the figure.
-
-    Returns:
-        The drawing.
-    """
-    xs, ys = _array(x), _array(y)
-    stride = max(xs.size // 400, 1)
-
-    def paint(ax: Axes) -> None:
-        ax.plot(xs[::stride], ys[::stride], color=BLUE)
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
-        ax.set_ylim(bottom=min(0.0, float(np.nanmin(ys, initial=0.0))))
-        _plain(ax.xaxis)
-        _plain(ax.yaxis)
-
-    return _draw(name, paint, height=2.6, caption=caption, alt=f"{ylabel} against {xlabel}.")

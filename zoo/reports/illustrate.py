@@ -12,13 +12,13 @@ from zoo.reports import figures
 from zoo.reports.figures import Drawing
 
 if TYPE_CHECKING:
+    from zoo.diagnostics import Check, Diagnosis
     from zoo.inference.posterior import Posterior
-    from zoo.types import Batch
+    from zoo.types import Batch, Dataset
 
-__all__ = ["checks", "coordinates", "first_rows", "held_out", "inference", "posterior_figures", "predictions", "scores"]
+__all__ = ["checks", "coordinates", "first_rows", "inference", "posterior_figures", "scores"]
 
 Array = NDArray[np.float64]
-_ROWS = 2_000  # most rows predicted for a figure
 
 
 def array(value: Any) -> Array:
@@ -125,12 +125,11 @@ def _funnel(dataset: Any) -> tuple[tuple[str, Array], tuple[str, Array]] | None:
 
 
 # ----------------------------------------------------------------------------------------------------- posterior
-def posterior_figures(rows: Sequence[Mapping[str, Any]], units: str = "") -> list[Drawing]:
+def posterior_figures(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """Draw intervals of every site with a few labelled elements.
 
     Args:
         rows: Entries of the posterior table.
-        units: Unused where sites have units of their own.
 
     Returns:
         At most four forest plots.
@@ -144,29 +143,12 @@ def posterior_figures(rows: Sequence[Mapping[str, Any]], units: str = "") -> lis
         if 2 <= len(mine) <= 40 and len(found) < 4:
             names = [r["element"] if len(r["element"]) <= 28 else r["element"][:27] + "…" for r in mine]
             mid, low, high = ([r[k] for r in mine] for k in ("mean", "5%", "95%"))
-            found.append(figures.forest(names, mid, low, high, name=f"forest-{i}", title=site, units=units))
+            found.append(figures.forest(names, mid, low, high, name=f"forest-{i}", title=site))
     return found
 
 
 # --------------------------------------------------------------------------------------------------- predictions
-def held_out(posterior: Posterior) -> tuple[str, Batch]:
-    """Return the split on which predictions are judged.
-
-    Args:
-        posterior: A fit.
-
-    Returns:
-        ``test``, ``validation`` or, for want of these, ``train``, with its batch.
-    """
-    data = posterior.data
-    for name in ("test", "validation"):
-        batch = getattr(data, name)
-        if batch is not None:
-            return name, batch
-    return "train", data.train
-
-
-def first_rows(batch: Batch, whole: frozenset[str], most: int = _ROWS) -> Batch:
+def first_rows(batch: Batch, whole: frozenset[str], most: int) -> Batch:
     """Return the first rows of a batch.
 
     Args:
@@ -207,94 +189,59 @@ def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 200) -> dict
     return found
 
 
-def predictions(posterior: Posterior, *, seed: int = 0, num_draws: int = 200) -> list[Drawing]:
-    """Draw the predictive check on the training rows and the calibration on held-out rows.
-
-    Args:
-        posterior: A fit.
-        seed: Of the predictive draws.
-        num_draws: Predictive draws.
-
-    Returns:
-        The figures that the task has.
-    """
-    from zoo import tasks
-
-    data = posterior.data
-    found: list[Drawing] = []
-    if data.task not in tasks.names():
-        return found
-    task = tasks.get(data.task)
-    train = first_rows(data.train, data.whole)
-    if task.target not in train or "index" not in train:
-        return found
-    samples = posterior.predict(train, num_draws, seed=seed).samples.get(task.site)
-    y = array(train[task.target])
-    if samples is not None and tuple(samples.shape[1:]) == y.shape and y.ndim == 1:
-        found.append(_predictive_check(posterior, array(samples), y))
-    split, batch = held_out(posterior)
-    batch = first_rows(batch, data.whole)
-    if split == "train" or task.target not in batch:
-        return found
-    prediction = posterior.predict(batch, num_draws, seed=seed + 1)
-    y = array(batch[task.target])
-    probs, samples = prediction.probs.get(task.site), prediction.samples.get(task.site)
-    if probs is not None and y.ndim == 1:
-        found.append(_reliability(array(probs).mean(0), y, split))
-    elif samples is not None and tuple(samples.shape[1:]) == y.shape and data.target and not data.target.categories:
-        found.append(_coverage(array(samples), y, split))
-    return found
-
-
-def _predictive_check(posterior: Posterior, samples: Array, y: Array) -> Drawing:
-    data = posterior.data
+def _predictive_check(data: Dataset, y: Array, samples: Array, *, discrete: bool) -> Drawing:
     target = data.target
     name = target.name if target else "y"
-    if target is not None and target.categories is None:
-        samples, y = samples * target.scale + target.mean, y * target.scale + target.mean
     if target is not None and target.categories:
-        return figures.overlay(y, samples[:100], label=name, classes=target.categories)
-    if y.size <= 30:
+        return figures.overlay(y, samples, label=name, classes=target.categories)
+    if target is not None and not discrete:
+        samples, y = samples * target.scale + target.mean, y * target.scale + target.mean
+    if y.size <= 30 and not discrete:
         dim = (data.dims.get("y") or ("datum",))[0]
         labels = [str(v) for v in data.coords.get(dim, range(y.size))]
+        labels = labels if len(labels) == y.size else [str(i) for i in range(y.size)]
         low, mid, high = np.quantile(samples, (0.05, 0.5, 0.95), axis=0)
-        return figures.intervals(
-            labels if len(labels) == y.size else [str(i) for i in range(y.size)], y, low, mid, high, label=name
-        )
-    return figures.overlay(
-        y, samples[:100], label=name, discrete=bool(np.all(y == np.round(y)) and np.unique(y).size <= 15)
-    )
+        return figures.intervals(labels, y, low, mid, high, label=name)
+    return figures.overlay(y, samples, label=name, discrete=discrete)
 
 
-def _reliability(probs: Array, y: Array, split: str, bins: int = 10) -> Drawing:
-    # Bin the stated probability of the predicted class (of class 1 where there are two).
-    if probs.shape[-1] == 2:
-        stated, hit = probs[:, 1], (y == 1).astype(float)
-    else:
-        stated, hit = probs.max(-1), (probs.argmax(-1) == y).astype(float)
-    at = np.clip((stated * bins).astype(int), 0, bins - 1)
-    counts = np.bincount(at, minlength=bins).astype(float)
-    with np.errstate(invalid="ignore"):
-        return figures.reliability(
-            np.bincount(at, stated, bins) / counts, np.bincount(at, hit, bins) / counts, counts=counts, split=split
-        )
-
-
-def _coverage(samples: Array, y: Array, split: str) -> Drawing:
-    levels = np.linspace(0.05, 0.95, 19)
-    low = np.quantile(samples, (1 - levels) / 2, axis=0)
-    high = np.quantile(samples, (1 + levels) / 2, axis=0)
-    inside = ((low <= y) & (y <= high)).mean(1)
-    return figures.reliability(levels, inside, counts=np.full(levels.size, float(y.size)), kind="coverage", split=split)
-
-
-def checks(diagnosis: Any) -> list[Drawing]:
+# -------------------------------------------------------------------------------------------------------- checks
+def checks(posterior: Posterior, diagnosis: Diagnosis) -> dict[str, Drawing]:
     """Draw what single checks measured.
 
     Args:
-        diagnosis: A :class:`zoo.diagnostics.Diagnosis`.
+        posterior: The fit.
+        diagnosis: Its checks.
 
     Returns:
-        One drawing for each check whose arrays have a figure.
+        Check -> drawing, for the checks that have one beyond the loss and the chains.
     """
-    return []
+    found: dict[str, Drawing] = {}
+    for check in diagnosis.checks:
+        drawing = _drawing(posterior, check)
+        if drawing is not None:
+            found[check.name] = drawing
+    return found
+
+
+def _drawing(posterior: Posterior, check: Check) -> Drawing | None:
+    data = {k: array(v) for k, v in check.data.items()}
+    match check.figure:
+        case "khat" if np.isfinite(data["values"]).any():
+            return figures.khat_repeats(data["values"], limit=float(data["limit"]))
+        case "loo" if np.isfinite(data["values"]).any():
+            return figures.pareto_k(data["values"], limit=float(data["limit"]))
+        case "reliability" | "coverage":
+            kind = "probability" if check.figure == "reliability" else "coverage"
+            return figures.reliability(data["predicted"], data["observed"], counts=data.get("counts"), kind=kind)
+        case "ppc":
+            return _predictive_check(
+                posterior.data, data["observed"], data["replicated"], discrete=bool(data["discrete"])
+            )
+        case "funnel":
+            site = check.value.get("site", "value") if isinstance(check.value, Mapping) else "value"
+            return figures.funnel(data["log_scale"], data["value"], site=str(site))
+        case "bars" if data["values"].size > 1:
+            what = "R-hat between restarts" if check.name == "restart_agreement" else "R-hat"
+            return figures.ranked(data["values"], name=check.name, label=what, limit=1.01)
+    return None

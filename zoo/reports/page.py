@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,16 +19,20 @@ from zoo.reports import illustrate, rst
 from zoo.reports.figures import Drawing
 
 if TYPE_CHECKING:
+    from zoo.diagnostics import Check, Diagnosis
     from zoo.inference.posterior import Posterior
 
 __all__ = ["Table", "content", "render", "show"]
 
 _ROWS = 60  # most rows of a site shown one by one
 _LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
-_NOTES = {
-    "usable": "Every check that applies to this fit passed. A check that was not made cannot fail: see the list below.",
-    "usable with care": "Nothing failed, but the points above limit what may be read off this fit.",
-    "do not use": "At least one check failed: numbers on this page may be wrong in ways that they do not show.",
+# Check -> figures that show it, best first; the checks' own figures are named in `illustrate`.
+_SHOWN = {
+    "optimiser_stationarity": ("loss",),
+    "r_hat": ("ranks",),
+    "ess": ("traces",),
+    "divergences": ("pairs",),
+    "funnel": ("pairs",),
 }
 
 
@@ -69,6 +72,8 @@ def show(value: Any, digits: int = 4) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "–" if math.isnan(value) else ("∞" if value > 0 else "\N{MINUS SIGN}∞")
+        if value == int(value) and abs(value) < 1e6:
+            return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
         if value and not 1e-4 <= abs(value) < 1e6:
             text = f"{value:.{digits - 1}e}"
         else:
@@ -150,15 +155,29 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
     return small, large
 
 
+def _places(rows: Sequence[Mapping[str, Any]]) -> int:
+    # Decimals that show three digits of a site's typical standard deviation.
+    spreads = [r["sd"] for r in rows if math.isfinite(r["sd"]) and r["sd"] > 0]
+    return 3 if not spreads else min(max(2 - math.floor(math.log10(float(np.median(spreads)))), 0), 8)
+
+
+def _fixed(value: float, places: int) -> str:
+    if not math.isfinite(value):
+        return show(value)
+    return f"{value:,.{places}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _posterior_table(rows: list[dict[str, Any]], chains: bool) -> Table | None:
     if not rows:
         return None
     header = ("quantity", "mean", "sd", "5%", "95%", *(("R-hat", "ESS bulk", "ESS tail") if chains else ()))
     body: list[tuple[str, ...]] = []
-    for i, row in enumerate(rows):
-        if row["element"] and (i == 0 or rows[i - 1]["site"] != row["site"]):
+    ordered = [r for r in rows if not r["element"]] + [r for r in rows if r["element"]]
+    places = {site: _places([r for r in rows if r["site"] == site]) for site in {r["site"] for r in rows}}
+    for i, row in enumerate(ordered):
+        if row["element"] and (i == 0 or ordered[i - 1]["site"] != row["site"]):
             body.append((row["site"],))
-        numbers = [show(row[k]) for k in ("mean", "sd", "5%", "95%")]
+        numbers = [_fixed(row[k], places[row["site"]]) for k in ("mean", "sd", "5%", "95%")]
         if chains:
             numbers += [f"{row['r_hat']:.3f}", f"{row['ess_bulk']:,.0f}", f"{row['ess_tail']:,.0f}"]
         body.append((row["element"] or row["site"], *numbers))
@@ -327,7 +346,7 @@ def _option(value: Any) -> str:
 
 # --------------------------------------------------------------------------------------------------------- content
 def content(
-    posterior: Posterior, diagnosis: Any, *, seed: int = 0, num_draws: int = 1_000
+    posterior: Posterior, diagnosis: Diagnosis, *, seed: int = 0, num_draws: int = 1_000
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Collect everything that the page and its JSON hold.
 
@@ -350,14 +369,21 @@ def content(
     omitted = json.loads(inference_data.attrs.get("left_out", "[]"))
     small, large = posterior_rows(exported, chains=chains)
     summary = dict(posterior.summary())
-    predicted, measured, why = _predicted(posterior, seed)
+    measured, why = _measured(posterior, seed)
+    own = illustrate.checks(posterior, diagnosis)
+    about = {c.name: c.about for c in diagnosis.checks}
     drawn = {
         "posterior": illustrate.posterior_figures(small),
-        "inference": illustrate.inference(posterior, exported, small) + illustrate.checks(diagnosis),
-        "predictions": predicted,
+        "inference": illustrate.inference(posterior, exported, small),
+        "predictions": [d for name, d in own.items() if about[name] != "parameters"],
     }
+    shown = {d.name for d in drawn["inference"]}
+    drawn["inference"] += [
+        d for name, d in own.items() if about[name] == "parameters" and not (name == "funnel" and "pairs" in shown)
+    ]
     numbers = {d.name: i for i, d in enumerate((d for group in drawn.values() for d in group), 1)}
-    checks = [_check(c, numbers) for c in diagnosis.checks]
+    checks = [_check(c, own, numbers) for c in diagnosis.checks]
+    uses = {"Posterior of the parameters": diagnosis.parameters, "Predictions": diagnosis.predictions}
     method, info = posterior.method, dict(posterior.info)
     title = f"{method.title if method else posterior.name}"
     command = default_command(posterior)
@@ -368,7 +394,8 @@ def content(
     hyper = _hyper_table(posterior)
     interest = interest_tables(summary)
     count = {level: sum(c["level"] == level for c in checks) for level in ("pass", "warn", "fail", "skipped")}
-    tally = ", ".join(f"{n} {'not made' if level == 'skipped' else level}" for level, n in count.items() if n)
+    words = {"pass": "passed", "warn": "warned", "fail": "failed", "skipped": "did not run"}
+    tally = ", ".join(f"{n} {words[level]}" for level, n in count.items() if n)
     contents = [
         ("fit", "What was fitted"),
         ("interest", "Quantities of interest"),
@@ -393,12 +420,11 @@ def content(
         "title": f"{title}",
         "lede": _lede(posterior, sizes),
         "verdict": {
-            "level": _LEVELS.get(diagnosis.verdict, "warn"),
-            "word": str(diagnosis.verdict).capitalize(),
+            "level": _LEVELS[diagnosis.verdict],
+            "word": diagnosis.verdict.capitalize(),
+            "uses": [(what, use, _LEVELS[use]) for what, use in uses.items()],
             "reasons": list(diagnosis.reasons),
-            "note": f"{_NOTES.get(diagnosis.verdict, '')} Of {len(checks)} checks: {tally}."
-            if checks
-            else "No check was made.",
+            "note": f"Of {len(checks)} checks {tally}." if checks else "No check was made.",
         },
         "contents": [(id_, name) for id_, name in contents if not absent.get(id_)],
         "fit": _fit_rows(posterior, sizes),
@@ -429,15 +455,7 @@ def content(
         "format": "pyro-zoo report 1",
         "method": posterior.name,
         "title": title,
-        "verdict": diagnosis.verdict,
-        "reasons": list(diagnosis.reasons),
-        "checks": [
-            {
-                k: getattr(c, k, None)
-                for k in ("name", "title", "verdict", "value", "threshold", "source", "explanation")
-            }
-            for c in diagnosis.checks
-        ],
+        **diagnosis.to_json(),
         "scores": measured,
         "quantities": summary,
         "posterior": small,
@@ -493,8 +511,8 @@ def _hyper_table(posterior: Posterior) -> Table | None:
     default = posterior.method.hyper()
     for field in dataclasses.fields(posterior.hyper):
         value, usual = getattr(posterior.hyper, field.name), getattr(default, field.name)
-        rows.append((field.name, _plain(value), _plain(usual)))
-    return Table(("hyper-parameter", "value", "default"), tuple(rows)) if rows else None
+        rows.append((field.name, _plain(value) + (f" (default {_plain(usual)})" if value != usual else "")))
+    return Table(("hyper-parameter", "value"), tuple(rows)) if rows else None
 
 
 def _plain(value: Any) -> str:
@@ -520,12 +538,12 @@ def _left_out(large: Sequence[Mapping[str, Any]], omitted: Sequence[str]) -> lis
     return [*notes, *(f"Left out: {text.rstrip('.')}." for text in omitted)]
 
 
-def _predicted(posterior: Posterior, seed: int) -> tuple[list[Drawing], dict[str, dict[str, float]], str]:
-    # Draw and score the predictions; a fit that cannot predict says why instead.
+def _measured(posterior: Posterior, seed: int) -> tuple[dict[str, dict[str, float]], str]:
+    # A fit that cannot predict says why instead.
     try:
-        return illustrate.predictions(posterior, seed=seed), illustrate.scores(posterior, seed=seed), ""
+        return illustrate.scores(posterior, seed=seed), ""
     except ZooError as error:
-        return [], {}, str(error).rstrip(".")
+        return {}, str(error).rstrip(".")
 
 
 def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -538,21 +556,21 @@ def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
     )
 
 
-def _check(check: Any, numbers: Mapping[str, int]) -> dict[str, Any]:
-    verdict = str(check.verdict)
-    level = verdict if verdict in ("pass", "warn", "fail") else "skipped"
+def _check(check: Check, own: Mapping[str, Drawing], numbers: Mapping[str, int]) -> dict[str, Any]:
+    level = "skipped" if check.verdict == "not run" else check.verdict
     value = check.value
+    if isinstance(value, Mapping):
+        value = " · ".join(f"{k}: {show(v, 3)}" for k, v in value.items())
+    candidates = (own[check.name].name,) if check.name in own else ()
     return {
-        "name": re.sub(r"[^\w-]+", "-", str(check.name)),
+        "name": check.name,
         "title": check.title,
-        "verdict": verdict if level != "skipped" else "not made",
+        "about": check.about,
+        "verdict": check.verdict,
         "level": level,
-        "value": value if isinstance(value, str) else show(value, 3),
-        "threshold": str(check.threshold or "").rstrip("."),
-        "source": str(check.source or "").rstrip("."),
+        "value": "" if value is None else show(value, 3),
+        "threshold": check.threshold.rstrip("."),
+        "source": check.source.rstrip("."),
         "explanation": check.explanation,
-        "figure": next((f for f in _FIGURE_OF.get(str(check.name), ()) if f in numbers), None),
+        "figure": next((f for f in (*_SHOWN.get(check.name, ()), *candidates) if f in numbers), None),
     }
-
-
-_FIGURE_OF: dict[str, tuple[str, ...]] = {}
