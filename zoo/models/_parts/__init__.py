@@ -1,0 +1,1 @@
+"""What at least two methods share: distributions, flows, layers and effect handlers."""
