@@ -20,6 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from zoo.errors import DataError, ZooError
@@ -169,8 +170,16 @@ def _same(a: Any, b: Tensor) -> bool:
 
 def _trace(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], *, observed: bool = True) -> Any:
     """Trace the model with its latents at ``draw``; unless ``observed``, data are sampled anew."""
-    free = model if observed else poutine.uncondition(model)
+    free = model if observed else _Replicate()(model)
     return poutine.trace(poutine.condition(free, data=dict(draw))).get_trace(batch)
+
+
+class _Replicate(UnconditionMessenger):  # type: ignore[misc]
+    """Sample observed sites anew, but leave deterministic sites, which are observed too, at what the model computes."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic", False):
+            super()._pyro_sample(msg)
 
 
 def _nesting(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor]) -> int:
@@ -376,7 +385,8 @@ def _unpack(term: Tensor, trace: Any, frames: Sequence[Any]) -> Tensor:
     sizes = [1] * depth
     for frame in frames:
         sizes[frame.dim] = frame.size
-    return value.expand(sizes).reshape([f.size for f in frames])
+    result: Tensor = value.expand(sizes).reshape([f.size for f in frames])
+    return result
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -460,7 +470,7 @@ def to_arviz(
     if factors:
         left_out.append(f"factor sites {', '.join(factors)}: part of the log density, but the log density of no datum")
 
-    groups = _Groups(posterior, batch, known, max_elements, left_out)
+    groups = _Groups(posterior, batch, known, first, max_elements, left_out)
     if chains is None:
         shape = (1, num_draws)
         # Draws of a large model are made and summarised in blocks, so that they are never in memory together.
@@ -517,9 +527,15 @@ class _Groups:
     """Collects values by group and turns them into xarray datasets."""
 
     def __init__(
-        self, posterior: Posterior, batch: Batch, known: Mapping[str, Site], max_elements: int, left_out: list[str]
+        self,
+        posterior: Posterior,
+        batch: Batch,
+        known: Mapping[str, Site],
+        draw: Mapping[str, Tensor],
+        max_elements: int,
+        left_out: list[str],
     ) -> None:
-        self.posterior, self.batch, self.known = posterior, batch, known
+        self.posterior, self.batch, self.known, self.draw = posterior, batch, known, draw
         self.max_elements, self.left_out = max_elements, left_out
         self.values: dict[str, dict[str, list[NDArray[Any]]]] = {}
         self.dims: dict[str, tuple[str, ...]] = {s.name: s.dims for s in known.values()}
@@ -604,7 +620,7 @@ class _Groups:
         if not names:
             return None
         with self.posterior.runs.bound(), stream(seeded(0, self.posterior.runs.device)):
-            nodes = poutine.trace(self.posterior.pair.model).get_trace(self.batch).nodes
+            nodes = _trace(self.posterior.pair.model, self.batch, self.draw).nodes
             values = {n: nodes[n]["value"].detach().cpu().numpy() for n in names}
         kept = {n: (self.dims[n], v) for n, v in values.items() if v.size <= self.max_elements}
         return self._build(kept)

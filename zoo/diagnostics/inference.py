@@ -338,6 +338,8 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     """
     import arviz as az
 
+    if posterior.engine != "svi":
+        raise NotApplicable("the posterior was sampled; its chains are the different starts")
     if not posterior.restarts:
         raise NotApplicable("the fit was started once; use restarts=3 to see whether other starts agree")
     count = affordable(posterior, num_draws, least=100)
@@ -613,8 +615,8 @@ def divergences(posterior: Posterior) -> Check:
         source="Betancourt (2017), arXiv:1701.02434: any divergence is a warning; the rate is ours",
         explanation="No step of the sampler went astray."
         if verdict == "pass"
-        else f"{count} steps of the sampler went astray: there is a region, often the neck of a funnel, that it "
-        "cannot enter, and every mean may be biased by that.",
+        else f"{count} of {total:,} steps of the sampler went astray: there is a region, often the neck of a funnel, "
+        "that it cannot enter, and every mean may be biased by that.",
     )
 
 
