@@ -15,7 +15,16 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import PairError
 from zoo.inference.objectives import to_pyro
-from zoo.inference.program import LOCK, Layout, Program, _modules, _stateless, compile_function, pyro_world
+from zoo.inference.program import (
+    LOCK,
+    Layout,
+    Program,
+    _modules,
+    _stateless,
+    compile_function,
+    pyro_world,
+    written_buffers,
+)
 from zoo.types import Elbo
 
 __all__ = ["CompiledSVI", "compile_svi"]
@@ -79,9 +88,7 @@ class CompiledSVI:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         rng = torch.get_rng_state()
         modules = tuple(_modules((self.model, self.guide)))
-        versions = {
-            (id(m), k): (b._version, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None
-        }
+        before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
         with poutine.trace(param_only=True) as capture:
             self.loss.loss(self.model, self.guide, *args, **kwargs)
         torch.set_rng_state(rng)
@@ -89,21 +96,13 @@ class CompiledSVI:
         names = tuple(capture.trace.nodes)
         if not names:
             raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
-        modules = tuple(_modules((self.model, self.guide)))
-        buffers = {}
-        for i, module in enumerate(modules):
-            for key, buffer in module._buffers.items():
-                old = versions.get((id(module), key))
-                if buffer is not None and old is not None and buffer._version != old[0]:
-                    with torch.no_grad():
-                        buffer.copy_(old[1])
-                    buffers[f"{i}.{key}"] = (module, key)
+        buffers = written_buffers(modules, before)
         layout = Layout(
             names=names,
             values={},
             constraints={n: _stateless(store._constraints[n]) for n in names},
             aliases={n: store._params[n] for n in names},
-            modules=modules,
+            modules=tuple(_modules((self.model, self.guide))),
             buffers=buffers,
         )
 
@@ -122,7 +121,7 @@ class CompiledSVI:
             return (loss, *grads, *kept)
 
         example = [store._params[n].detach() for n in names]
-        example += [module._buffers[key] for module, key in buffers.values()]  # type: ignore[misc]
+        example += [module._buffers[key] for module, key in buffers.values()]
         with pyro_world():
             program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
         return layout, program

@@ -224,7 +224,7 @@ class Layout:
         for (module, key), value in zip(self.buffers.values(), buffers, strict=True):
             swap[id(module._buffers[key])] = value
         for value in values:
-            value._is_param = True  # type: ignore[attr-defined]  # PyroModule keeps what it takes for a Parameter
+            value._is_param = True  # PyroModule keeps what it takes for a Parameter
         state = {"params": dict(zip(self.names, values, strict=True)), "constraints": dict(self.constraints)}
         saved = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules]
         try:
@@ -265,25 +265,15 @@ def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dt
         PairError: If a parameter is not of a floating-point type.
     """
     modules = tuple(_modules(closures))
-    before = {(id(m), k): (b, b._version, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
+    before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
     store = pyro.get_param_store()
     with store.scope({"params": {}, "constraints": {}}):
         run()
         state = store.get_state()
         aliases = dict(state["params"])
         kept = {n: _stateless(c) for n, c in state["constraints"].items()}
-    buffers: dict[str, tuple[nn.Module, str]] = {}
-    buffer_values: dict[str, Tensor] = {}
-    for i, module in enumerate(modules):
-        for key, buffer in module._buffers.items():
-            old = before.get((id(module), key))
-            if buffer is None or old is None or (buffer is old[0] and buffer._version == old[1]):
-                continue
-            name = f"{i}.{key}"
-            with torch.no_grad():
-                old[0].copy_(old[2])
-            module._buffers[key] = old[0]
-            buffers[name], buffer_values[name] = (module, key), old[2].to(device)
+    buffers = written_buffers(modules, before)
+    buffer_values = {n: before[id(m), k][1].to(device) for n, (m, k) in buffers.items()}
     wrong = [n for n, p in aliases.items() if not p.is_floating_point()]
     if wrong:
         raise PairError(f"parameter '{wrong[0]}' is {aliases[wrong[0]].dtype}; parameters must be floating point")
@@ -296,6 +286,32 @@ def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dt
         buffers=buffers,
         buffer_values=buffer_values,
     )
+
+
+def written_buffers(
+    modules: Sequence[nn.Module], before: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+) -> dict[str, tuple[nn.Module, str]]:
+    """Find the buffers that a run wrote, and put their former values back.
+
+    Args:
+        modules: The program's modules.
+        before: (id of the module, key) -> the buffer and a copy of it, from before the run. Values are compared, since
+            batch normalisation writes its statistics without counting a new version.
+
+    Returns:
+        Name -> (module, key).
+    """
+    found = {}
+    for i, module in enumerate(modules):
+        for key, buffer in module._buffers.items():
+            old = before.get((id(module), key))
+            if buffer is None or old is None or (buffer is old[0] and torch.equal(buffer, old[1])):
+                continue
+            with torch.no_grad():
+                old[0].copy_(old[1])
+            module._buffers[key] = old[0]
+            found[f"{i}.{key}"] = (module, key)
+    return found
 
 
 def _stateless(constraint: Any) -> Any:

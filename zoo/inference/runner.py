@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -88,7 +88,8 @@ def fit(
         num_particles: (svi) Guide samples per step.
         restarts: (svi) Independent fits with seeds ``seed, seed + 1, ...``; the best is returned, the others are
             its ``restarts``.
-        early_stopping: (svi) Stop when the loss no longer falls by more than its noise.
+        early_stopping: (svi) Stop when the loss surely falls by less than half a nat, or a thousandth, per quarter of
+            the run.
         chains: (nuts) Number of chains.
         draws: (nuts) Draws per chain after tuning.
         tune: (nuts) Tuning draws per chain.
@@ -254,7 +255,7 @@ def _descend(
         tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
         if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
             checkpoint.save(trainer.state)
-        if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0], window):
+        if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0]):
             reason = f"the loss stopped falling after {at} steps"
             break
     history = torch.cat(trainer.state.history) if trainer.state.history else torch.empty(0, len(trainer.losses))
@@ -300,8 +301,11 @@ def _sample(
     """Run NUTS and wrap the result."""
     from zoo.inference import nuts
 
-    if sampler not in ("nutpie", "pyro"):
-        raise UnknownNameError(f"sampler '{sampler}' is unknown; allowed: nutpie, pyro")
+    def show(states: Sequence[nuts.Chain]) -> None:
+        done, total = sum(c.draws for c in states), sum(c.total for c in states)
+        tell(ProgressEvent("sampling", done, total, f"{sum(c.divergences for c in states)} divergences"))
+
+    tell(ProgressEvent("compiling", 0, chains * (tune + draws)))
     found = nuts.sample(
         pair.model,
         common["data"].train,
@@ -311,10 +315,10 @@ def _sample(
         seed=seed,
         target_accept=target_accept,
         low_rank_mass_matrix=low_rank,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]  # checked by fit
         compile=compile,
-        sampler=sampler,
-        progress=tell,
+        sampler=sampler,  # type: ignore[arg-type]  # checked by sample
+        progress=show,
     )
     _say_once(common["name"], str(found.info.get("reason", "")) if compile else "")
     info = (
@@ -427,16 +431,17 @@ def _particles(pair: Pair, num: int | None) -> Pair:
     return pair._replace(objective=dataclasses.replace(pair.objective, num_particles=num))
 
 
-def _settled(losses: Tensor, window: int, patience: int = 3) -> bool:
-    """Decide whether the last windows improved by less than twice the standard error of a window's mean."""
-    if len(losses) < (patience + 1) * window:
+def _settled(losses: Tensor) -> bool:
+    """Decide whether the loss has stopped falling, from the last quarter of the run and the quarter before."""
+    # Noise must not look like rest, so it is the upper bound of the improvement, two standard errors above its estimate,
+    # that has to be small: below half a nat, or a thousandth of the loss. The quarters grow with the run.
+    size = len(losses) // 40  # ten blocks a quarter: neighbouring losses are correlated, block means hardly
+    if size < 10:
         return False
-    blocks = losses[-(patience + 1) * window :].double().view(patience + 1, window)
-    before, after = blocks[0].mean(), blocks[-1].mean()
-    # Neighbouring losses are correlated, so the error of a mean is taken from means of ten sub-blocks.
-    parts = blocks.view(patience + 1, 10, -1).mean(-1) if window % 10 == 0 else blocks
-    error = parts.std(-1).mean() / parts.shape[-1] ** 0.5
-    return bool(before - after < 2 * error)
+    blocks = losses[-20 * size :].double().view(2, 10, size).mean(-1)
+    improvement = blocks[0].mean() - blocks[1].mean()
+    error = (blocks.var(-1).sum() / 10).sqrt()
+    return bool(improvement + 2 * error < max(0.5, 1e-3 * float(blocks[1].mean().abs())))
 
 
 def _fingerprint(data: Dataset) -> str:

@@ -174,7 +174,8 @@ class Trainer:
         ) as error:
             if isinstance(error, PairError):
                 raise
-            raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {error}") from error
+            line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
+            raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {line}") from error
 
     def _mask(self, pattern: str) -> Tensor | None:
         import re
