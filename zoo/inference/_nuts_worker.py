@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import json
+import logging
+import math
 import os
 import platform
 import queue
@@ -40,8 +43,8 @@ __all__ = [
     "build_library",
     "chain_seed",
     "finished",
+    "import_nutpie",
     "library_path",
-    "needs_runtime",
     "result",
     "start",
 ]
@@ -116,99 +119,77 @@ def chain_seed(seed: int, chain: int) -> int:
 # Called by nutpie from a thread of its own: x -> log density and gradient. Return codes are nutpie's: 0 fine, above 0 a
 # point outside the support (counted as a divergence), below 0 a failure that ends the chain.
 _BRIDGE = r"""
+#include <ATen/ops/from_blob.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
-#include <dlfcn.h>
+#include <exception>
+#include <string>
 #include <vector>
 
-typedef struct AtenTensorOpaque* Tensor;
-extern "C" {
-int32_t aoti_torch_create_tensor_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t,
-                                           int32_t, Tensor*);
-int32_t aoti_torch_new_tensor_handle(Tensor, Tensor*);
-int32_t aoti_torch_delete_tensor_object(Tensor);
-int32_t aoti_torch_get_data_ptr(Tensor, void**);
-int32_t aoti_torch_device_type_cpu();
-void omp_set_num_threads(int) __attribute__((weak));
-}
-typedef int32_t (*Create)(void**, size_t, const char*, const char*);
-typedef int32_t (*Run)(void*, Tensor*, size_t, Tensor*, size_t, void*, void*);
-typedef int32_t (*Delete)(void*);
+extern "C" void omp_set_num_threads(int) __attribute__((weak));
 
 struct Potential {
-  void* container = nullptr;
-  Run run = nullptr;
-  Delete remove = nullptr;
-  int32_t dtype = 0;
-  bool single = false;
+  Potential(const char* path, bool single) : runner(std::string(path), 1), single(single) {}
+  torch::inductor::AOTIModelContainerRunnerCpu runner;
+  bool single;
   std::vector<float> narrow;
-  std::vector<Tensor> constants, inputs;
+  std::vector<at::Tensor> inputs;
 };
 
-static Tensor view(void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
-  Tensor result = nullptr;
-  if (aoti_torch_create_tensor_from_blob(data, dims, sizes, strides, 0, dtype, aoti_torch_device_type_cpu(), 0,
-                                         &result)) return nullptr;
-  return result;
-}
+extern "C" void potential_delete(Potential* p) { delete p; }
 
-extern "C" void potential_delete(Potential* p) {
-  for (Tensor t : p->constants) if (t) aoti_torch_delete_tensor_object(t);
-  if (p->container) p->remove(p->container);
-  delete p;
-}
-
-extern "C" Potential* potential_new(const char* path, int64_t size, int32_t dtype, int32_t single, int64_t count,
-                                    void** data, const int64_t* dims, const int64_t* sizes, const int64_t* strides,
+extern "C" Potential* potential_new(const char* path, int64_t size, int32_t single, int64_t count, void** data,
+                                    const int64_t* dims, const int64_t* sizes, const int64_t* strides,
                                     const int32_t* dtypes) {
-  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (!library) return nullptr;
-  Create create = (Create)dlsym(library, "AOTInductorModelContainerCreateWithDevice");
-  Run run = (Run)dlsym(library, "AOTInductorModelContainerRunSingleThreaded");
-  if (!run) run = (Run)dlsym(library, "AOTInductorModelContainerRun");
-  Delete remove = (Delete)dlsym(library, "AOTInductorModelContainerDelete");
-  if (!create || !run || !remove) return nullptr;
-  Potential* p = new Potential;
-  p->run = run; p->remove = remove; p->dtype = dtype; p->single = single != 0;
-  if (p->single) p->narrow.resize(size);
-  if (create(&p->container, 1, "cpu", nullptr)) { p->container = nullptr; potential_delete(p); return nullptr; }
-  for (int64_t i = 0; i < count; i++) {
-    p->constants.push_back(view(data[i], dims[i], sizes, strides, dtypes[i]));
-    if (!p->constants.back()) { potential_delete(p); return nullptr; }
-    sizes += dims[i];
-    strides += dims[i];
+  try {
+    Potential* p = new Potential(path, single != 0);
+    if (p->single) p->narrow.resize(size);
+    p->inputs.resize(1 + count);
+    for (int64_t i = 0; i < count; i++) {
+      p->inputs[i + 1] = at::from_blob(data[i], at::IntArrayRef(sizes, dims[i]), at::IntArrayRef(strides, dims[i]),
+                                       at::TensorOptions().dtype((at::ScalarType)dtypes[i]));
+      sizes += dims[i];
+      strides += dims[i];
+    }
+    return p;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return nullptr;
   }
-  p->inputs.resize(1 + count);
-  return p;
 }
 
 extern "C" int64_t potential_evaluate(uint64_t size, double* x, double* gradient, double* value, void* user) {
   static thread_local bool first = true;
-  if (first && omp_set_num_threads) { omp_set_num_threads(1); first = false; }
+  if (first && omp_set_num_threads) omp_set_num_threads(1);
+  first = false;
   Potential* p = (Potential*)user;
-  int64_t length = (int64_t)size, one = 1;
-  for (int64_t i = 0; p->single && i < length; i++) p->narrow[i] = (float)x[i];
-  p->inputs[0] = view(p->single ? (void*)p->narrow.data() : (void*)x, 1, &length, &one, p->dtype);
-  if (!p->inputs[0]) return -1;
-  for (size_t i = 0; i < p->constants.size(); i++)
-    if (aoti_torch_new_tensor_handle(p->constants[i], &p->inputs[i + 1])) return -2;
-  Tensor out[2] = {nullptr, nullptr};
-  if (p->run(p->container, p->inputs.data(), p->inputs.size(), out, 2, nullptr, nullptr)) return -3;
-  void *v = nullptr, *g = nullptr;
-  if (aoti_torch_get_data_ptr(out[0], &v) || aoti_torch_get_data_ptr(out[1], &g)) return -4;
-  bool fine = true;
-  if (p->single) {
-    *value = *(float*)v;
-    for (int64_t i = 0; i < length; i++) gradient[i] = ((float*)g)[i];
-  } else {
-    *value = *(double*)v;
-    std::memcpy(gradient, g, size * sizeof(double));
+  int64_t length = (int64_t)size;
+  try {
+    c10::InferenceMode guard;
+    for (int64_t i = 0; p->single && i < length; i++) p->narrow[i] = (float)x[i];
+    p->inputs[0] = p->single ? at::from_blob(p->narrow.data(), {length}, at::kFloat)
+                             : at::from_blob(x, {length}, at::kDouble);
+    std::vector<at::Tensor> out = p->runner.run(p->inputs);
+    at::Tensor slope = out[1].contiguous();
+    if (p->single) {
+      *value = *out[0].const_data_ptr<float>();
+      for (int64_t i = 0; i < length; i++) gradient[i] = slope.const_data_ptr<float>()[i];
+    } else {
+      *value = *out[0].const_data_ptr<double>();
+      std::memcpy(gradient, slope.const_data_ptr<double>(), size * sizeof(double));
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return -1;
   }
-  aoti_torch_delete_tensor_object(out[0]);
-  aoti_torch_delete_tensor_object(out[1]);
-  for (int64_t i = 0; i < length; i++) fine = fine && std::isfinite(gradient[i]);
-  return !fine ? 3 : !std::isfinite(*value) ? 4 : 0;
+  for (int64_t i = 0; i < length; i++)
+    if (!std::isfinite(gradient[i])) return 3;
+  return std::isfinite(*value) ? 0 : 4;
 }
 
 extern "C" int64_t potential_expand(uint64_t size, uint64_t expanded, double* x, double* out, void*) {
@@ -218,7 +199,7 @@ extern "C" int64_t potential_expand(uint64_t size, uint64_t expanded, double* x,
 }
 """
 
-# c10::ScalarType, part of torch's stable C interface.
+# c10::ScalarType
 _SCALAR_TYPES = {
     torch.uint8: 0,
     torch.int8: 1,
@@ -267,12 +248,14 @@ def _bridge() -> Path:
     path = _cache() / f"bridge-{_key(_BRIDGE)}.so"
     if path.exists():
         return path
-    libraries = Path(torch.__file__).parent / "lib"
+    root = Path(torch.__file__).parent
+    headers = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, built = Path(folder) / "bridge.cpp", Path(folder) / "bridge.so"
         source.write_text(_BRIDGE, encoding="utf-8")
-        command = [get_cpp_compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(built)]
-        command += [f"-L{libraries}", "-ltorch_cpu", "-ldl"]
+        command = [get_cpp_compiler(), "-std=c++20", "-O2", "-shared", "-fPIC", str(source), "-o", str(built)]
+        command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}", *(f"-I{h}" for h in headers)]
+        command += [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
@@ -313,25 +296,21 @@ def build_library(graph: fx.GraphModule, size: int, dtype: torch.dtype, constant
     if not path.exists():
         example = (torch.zeros(size, dtype=dtype), *constants)
         options = {"cpp.threads": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            built = torch._inductor.aot_compile(graph, example, options=options)
-        fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        shutil.copyfile(str(built), fresh)
-        os.replace(fresh, path)
+        log = logging.getLogger("torch._inductor.ir")
+        level = log.level
+        log.setLevel(logging.ERROR)  # it names every operation that goes through torch's dispatcher
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                built = Path(str(torch._inductor.aot_compile(graph, example, options=options)))
+        finally:
+            log.setLevel(level)
+        for suffix in (".json", ".so"):  # the first says which operations go through torch's dispatcher, if any
+            if built.with_suffix(suffix).exists():
+                fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+                shutil.copyfile(built.with_suffix(suffix), fresh)
+                os.replace(fresh, path.with_suffix(suffix))
     return path
-
-
-def needs_runtime(library: Path) -> bool:
-    """Return whether a library calls operations through torch's Python runtime, which the C functions cannot serve.
-
-    Args:
-        library: As of :func:`build_library`.
-
-    Returns:
-        True if it does.
-    """
-    return b"aoti_torch_proxy_executor_call_function" in library.read_bytes()
 
 
 # ------------------------------------------------------------------------------------------- models of nutpie
@@ -348,7 +327,6 @@ class _Handle:
         self.pointer = self.functions.potential_new(
             str(library).encode(),
             ctypes.c_int64(size),
-            ctypes.c_int32(_SCALAR_TYPES[dtype]),
             ctypes.c_int32(dtype == torch.float32),
             ctypes.c_int64(count),
             (ctypes.c_void_p * max(1, count))(*[c.data_ptr() for c in self.constants]),
@@ -455,6 +433,19 @@ class Python:
     size: int
     dtype: torch.dtype
 
+    def evaluate(self, flat: Any) -> tuple[float, Any]:
+        """Call the function once.
+
+        Args:
+            flat: Unconstrained values, ``(size,)``, float64.
+
+        Returns:
+            Log density and gradient.
+        """
+        with torch.no_grad():
+            value, gradient = self.function(torch.from_numpy(flat).to(self.dtype))
+        return value.item(), gradient.to(torch.float64).numpy()
+
     def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
         """Start nutpie on the function.
 
@@ -470,11 +461,13 @@ class Python:
         from nutpie.compiled_pyfunc import from_pyfunc
 
         def evaluate(x: Any) -> tuple[float, Any]:
-            with torch.no_grad():
-                value, gradient = self.function(torch.from_numpy(x).to(self.dtype))
-            if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+            try:
+                value, gradient = self.evaluate(x)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise _OutsideSupportError from error
+            if not (math.isfinite(value) and np.isfinite(gradient).all()):
                 raise _OutsideSupportError
-            return value.item(), gradient.to(torch.float64).numpy()
+            return value, gradient
 
         model = from_pyfunc(
             self.size,
@@ -535,6 +528,13 @@ class Running:
         )
 
 
+def import_nutpie() -> None:
+    """Import nutpie, which imports ArviZ and takes a second or more, without the warnings of the two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("nutpie")
+
+
 def start(potential: Compiled | Python, chain: int, initial: Any, options: Options) -> Running:
     """Start one chain in a thread of nutpie.
 
@@ -547,11 +547,10 @@ def start(potential: Compiled | Python, chain: int, initial: Any, options: Optio
     Returns:
         The chain under way.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from nutpie import _lib
-        from nutpie import sample as nutpie_sample
-        from nutpie.sample import CompiledModel
+    import_nutpie()
+    from nutpie import _lib
+    from nutpie import sample as nutpie_sample
+    from nutpie.sample import CompiledModel
 
     running = Running(chain, options.warmup + options.draws)
 
@@ -640,8 +639,6 @@ def main(folder: Path) -> int:
     if job["task"] == "build":
         build_library(graph, job["size"], dtype, constants)
         return 0
-    if job["compile"]:
-        graph = torch.compile(graph, fullgraph=True, dynamic=False, options={"cpp.threads": 1})
     potential = Python(function=lambda flat: graph(flat, *constants), size=job["size"], dtype=dtype)
     options = Options(**job["options"])
     chains: queue.Queue[int | None] = queue.Queue()

@@ -4,8 +4,8 @@ Three ways to run the chains, the first that works:
 
 - ``library``: the log density and its gradient, compiled ahead of time, called by nutpie through a C function. No
   Python runs while sampling, so chains run in parallel as threads of this process.
-- ``processes``: a graph that must be called through Python (no C++ compiler, or operations that need torch's Python
-  runtime) runs in worker processes, since threads would wait for the interpreter lock.
+- ``processes``: an uncompiled graph (no C++ compiler, or one that fails on it) runs in worker processes, since threads
+  would wait for the interpreter lock.
 - ``python``: in this process, one chain after the other, for one worker and for models that cannot be traced.
 
 References:
@@ -126,6 +126,9 @@ def sample(
     if sampler == "pyro" and low_rank_mass_matrix:
         raise EngineError("low_rank_mass_matrix is for sampler='nutpie'; Pyro's NUTS has a diagonal or dense metric")
 
+    started = time.perf_counter()
+    if sampler == "nutpie":
+        worker.import_nutpie()
     begin = time.perf_counter()
     potential = Potential(model, batch, seed=seed, dtype=getattr(torch, dtype))
     initial = [potential.initial(seed, k) for k in range(chains)]
@@ -144,18 +147,17 @@ def sample(
             engine, reason, compiled, at_once = "python", "Pyro's NUTS runs eagerly", traced, 1
             found = _with_pyro(potential, initial, options, report)
         else:
-            native, reason = _library(potential, initial[0], compile)
+            library, reason = _library(potential, initial[0], compile)
             compiled = time.perf_counter()
-            if native is not None:
+            if library is not None:
                 engine = "library"
-                found = _in_threads(native, initial, options, at_once, report)
+                found = _in_threads(library, initial, options, at_once, report)
             elif at_once > 1 and potential.graph is not None:
                 engine = "processes"
-                found = _in_processes(potential, initial, options, at_once, compile and not no_compiler(), report)
+                found = _in_processes(potential, initial, options, at_once, report)
             else:
                 engine, at_once = "python", 1
-                function = Python(function=potential.value_and_gradient, size=potential.size, dtype=potential.dtype)
-                found = _in_threads(function, initial, options, 1, report)
+                found = _in_threads(_eager(potential), initial, options, 1, report)
     sampled = time.perf_counter()
     flat = torch.from_numpy(np.stack([a["flat"] for a in found])).to(potential.dtype)
     stats = {n: torch.from_numpy(np.stack([a[n] for a in found])) for n in worker.STATS.values()}
@@ -180,7 +182,12 @@ def sample(
         "graph_nodes": potential.nodes,
         "evaluations": evaluations,
         "divergences": int(stats["diverging"].sum()),
-        "seconds": {"trace": traced - begin, "compile": compiled - traced, "sample": sampled - compiled},
+        "seconds": {
+            "import": begin - started,
+            "trace": traced - begin,
+            "compile": compiled - traced,
+            "sample": sampled - compiled,
+        },
         "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, evaluations),
         "versions": {p: importlib.metadata.version(p) for p in ("nutpie", "pyro-ppl", "torch")},
     }
@@ -281,7 +288,7 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
         compile: Whether the caller wants it.
 
     Returns:
-        The library, or ``None`` and the reason in one clause.
+        What threads can call, or ``None`` and the reason in one clause.
     """
     if potential.graph is None:
         return None, potential.reason
@@ -296,21 +303,21 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
     try:
         if potential.nodes > _LARGE and not worker.library_path(*args).exists():
             _build_in_child(potential)
-        library = worker.build_library(*args)
-        if worker.needs_runtime(library):
-            return None, "some operations of the model have no C interface in torch"
-        compiled = Compiled(library=library, size=potential.size, dtype=potential.dtype, constants=potential.constants)
-        value, gradient = compiled.evaluate(point)
+        path = worker.build_library(*args)
+        result = Compiled(library=path, size=potential.size, dtype=potential.dtype, constants=potential.constants)
+        value, gradient = result.evaluate(point)
     except Exception as error:
         return None, f"cannot be compiled: {type(error).__name__}: {_first(error)}"
-    right, slope = potential.value_and_gradient(torch.from_numpy(point))
+    right, slope = _eager(potential).evaluate(point)
     tolerance = 1e-3 if potential.dtype == torch.float32 else 1e-8
-    scale = 1.0 + float(slope.abs().max())
-    if not (abs(value - float(right)) <= tolerance * (1.0 + abs(float(right)))) or not (
-        float(np.abs(gradient - slope.double().numpy()).max()) <= tolerance * scale
-    ):
-        return None, "the compiled log density differs from the eager one"
-    return compiled, ""
+    apart = max(abs(value - right) / (1.0 + abs(right)), np.abs(gradient - slope).max() / (1.0 + np.abs(slope).max()))
+    if not apart <= tolerance:
+        return None, f"the compiled log density differs from the eager one by {apart:.1g}, relatively"
+    return result, ""
+
+
+def _eager(potential: Potential) -> Python:
+    return Python(function=potential.value_and_gradient, size=potential.size, dtype=potential.dtype)
 
 
 def _environment() -> dict[str, str]:
@@ -426,12 +433,7 @@ class _Worker:
 
 
 def _in_processes(
-    potential: Potential,
-    initial: Sequence[Any],
-    options: Options,
-    at_once: int,
-    compile: bool,
-    tell: Progress,
+    potential: Potential, initial: Sequence[Any], options: Options, at_once: int, tell: Progress
 ) -> list[Arrays]:
     board = _Board(len(initial), options, tell)
     inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
@@ -439,7 +441,7 @@ def _in_processes(
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
         folder = Path(name)
-        job = {"task": "sample", "compile": compile, "options": asdict(options)}
+        job = {"task": "sample", "options": asdict(options)}
         command = _hand_over(potential, folder, job)
         for k, point in enumerate(initial):
             np.save(folder / f"initial-{k}.npy", point)

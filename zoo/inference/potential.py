@@ -366,6 +366,9 @@ def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModu
         for node in wanted:
             if node.op == "get_attr":
                 known[node] = operator.attrgetter(str(node.target))(graph)
+            elif (fill := _fill(node)) is not None:
+                example_value = node.meta["val"]
+                known[node] = torch.full(example_value.shape, fill, dtype=example_value.dtype, device=example.device)
             elif node.op == "call_function" and not _is_random(node) and all(a in known for a in node.all_input_nodes):
                 args: Any = map_arg(node.args, known.__getitem__)
                 kwargs: Any = map_arg(node.kwargs, known.__getitem__)
@@ -374,7 +377,19 @@ def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModu
     for node in wanted:
         if node.op == "placeholder":
             copies[node] = new.placeholder("flat")
-    border = [n for n in wanted if n in known and any(u not in known for u in n.users)]
+    # An index by a constant mask is one by its positions, whose number is fixed.
+    positions: dict[fx.Node, list[fx.Node]] = {}
+    for mask in (i for n in wanted if n not in known for i in _indices(n)):
+        if isinstance(mask, fx.Node) and mask not in positions and mask in known and known[mask].dtype == torch.bool:
+            positions[mask] = []
+            for axis in known[mask].nonzero().unbind(1):
+                positions[mask].append(new.placeholder(f"constant_{len(constants)}"))
+                constants.append(axis.contiguous().clone())
+
+    def crosses(source: fx.Node, user: fx.Node) -> bool:
+        return user not in known and not (source in positions and source in _indices(user))
+
+    border = [n for n in wanted if n in known and any(crosses(n, u) for u in n.users)]
     uniform: list[fx.Node] = []
     turned: dict[fx.Node, fx.Node] = {}
     inputs: dict[tuple[Any, ...], fx.Node] = {}
@@ -402,9 +417,15 @@ def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModu
             {"dtype": value.dtype, "device": value.device, "pin_memory": False},
         )
     for node in wanted:
-        if node not in known and node.op != "placeholder":
+        if node in known or node.op == "placeholder":
+            continue
+        if any(i in positions for i in _indices(node)):
+            rest: Any = map_arg((node.args[0], *node.args[2:]), copies.__getitem__)
+            where = [p for i in _indices(node) for p in positions.get(i, [copies.get(i, i)])]
+            copies[node] = new.call_function(node.target, (rest[0], where, *rest[1:]))  # type: ignore[arg-type]
+        else:
             copies[node] = new.node_copy(node, lambda n: copies[n])
-            copies[node].meta = {}
+        copies[node].meta, copies[node].type = {}, None
     new.lint()
     return fx.GraphModule(torch.nn.Module(), new), constants
 
@@ -428,6 +449,12 @@ def _laid_out(node: fx.Node, value: Tensor) -> Tensor:
     return value.contiguous().clone()
 
 
+def _indices(node: fx.Node) -> Sequence[Any]:
+    indexed = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
+    indices: Any = node.args[1] if node.target in indexed else ()
+    return indices  # type: ignore[no-any-return]
+
+
 def _reachable(graph: fx.Graph) -> list[fx.Node]:
     """Return the inputs and all nodes that the output needs, in order."""
     needed: set[fx.Node] = set()
@@ -447,6 +474,25 @@ def _tags(node: fx.Node) -> Sequence[Any]:
 
 def _is_random(node: fx.Node) -> bool:
     return torch.Tag.nondeterministic_seeded in _tags(node)
+
+
+_FILLS: dict[Any, float | int] = {  # the value, or the position of the argument that holds it
+    torch.ops.aten.zeros_like.default: 0.0,
+    torch.ops.aten.new_zeros.default: 0.0,
+    torch.ops.aten.ones_like.default: 1.0,
+    torch.ops.aten.new_ones.default: 1.0,
+    torch.ops.aten.full_like.default: 1,
+    torch.ops.aten.new_full.default: 2,
+}
+
+
+def _fill(node: fx.Node) -> Any:
+    """Return the value of a node that takes no more than the shape of its inputs, else ``None``."""
+    where = _FILLS.get(node.target)
+    if where is None or "val" not in node.meta:
+        return None
+    value = where if isinstance(where, float) else node.args[where]
+    return None if isinstance(value, fx.Node) else value
 
 
 def _mutates(node: fx.Node) -> bool:
