@@ -40,8 +40,8 @@ Kind = Literal["latent", "deterministic", "observed", "enumerated", "factor"]
 STATISTICS = ("mean", "sd", "norm", "max_abs")
 """What is kept, draw by draw, of a site with too many elements: over its elements."""
 
-# Numbers that one draw of all latents may hold before fewer draws are taken; 50 million doubles are 400 MB.
-_MOST_NUMBERS = 50_000_000
+# Numbers that one draw of all latents may hold before fewer draws are taken; 20 million doubles are 160 MB.
+_MOST_NUMBERS = 20_000_000
 _FEWEST_DRAWS = 100
 _MOST_WORK = 4e10  # latent elements x rows x draws of the evaluated groups
 

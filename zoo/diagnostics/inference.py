@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zoo.inference.posterior import Posterior
+    from zoo.types import Batch
 
 __all__ = [
     "divergences",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _MOST_ELEMENTS = 2_000  # elements of all sites for which chains are compared
-_MOST_WORK = 1e11  # latent elements x rows x draws that a check may spend
+_MOST_WORK = 4e10  # latent elements x rows x draws that a check may spend
 
 _VEHTARI_2021 = "Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2)"
 _VEHTARI_2024 = "Vehtari, Simpson, Gelman, Yao, Gabry (2024), JMLR 25(72)"
@@ -47,19 +48,20 @@ def _array(value: Tensor) -> NDArray[np.float64]:
     return np.asarray(value.detach().cpu().to(torch.float64))
 
 
-def affordable(posterior: Posterior, wanted: int, *, least: int = 50) -> int:
-    """Return how many draws a check may evaluate on the whole data: fewer for a large model.
+def affordable(posterior: Posterior, wanted: int, *, least: int = 50, rows: int | None = None) -> int:
+    """Return how many draws a check may evaluate: fewer for a large model.
 
     Args:
         posterior: A fit.
         wanted: Draws for a small model.
         least: Draws for the largest.
+        rows: Rows evaluated at each; all of the training data if ``None``.
 
     Returns:
         At most ``wanted``.
     """
     elements = sum(v[0].numel() for v in posterior.draws(1).values())
-    return int(min(wanted, max(least, _MOST_WORK // max(elements * posterior.data.num_data, 1))))
+    return int(min(wanted, max(least, _MOST_WORK // max(elements * (rows or posterior.data.num_data), 1))))
 
 
 def _needs_guide(posterior: Posterior) -> None:
@@ -275,7 +277,7 @@ def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, 
         )
     draws = affordable(posterior, num_draws)
     if draws < num_draws:
-        repeats = min(repeats, 3)
+        repeats = min(repeats, 2 if draws <= 50 else 3)
     weights = [_array(posterior.log_weights(draws, seed=seed + i)) for i in range(repeats)]
     values = np.array([khat(w) for w in weights])
     limit = khat_threshold(draws)
@@ -413,41 +415,23 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         Betancourt, Girolami (2015), Hamiltonian Monte Carlo for hierarchical models, arXiv:1312.0906;
         Brascamp, Lieb (1976), J. Funct. Anal. 22, theorem 4.1, for the bound on the conditional variance.
     """
-    count = affordable(posterior, num_draws, least=100)
-    draws = posterior.draws(count, seed=seed)
     batch = posterior._prepare(None)
-    model = posterior.pair.model
-    known = sites(posterior, batch, {k: v[0] for k, v in draws.items()})
-    latents = [n for n in draws if n in known and known[n].kind == "latent" and draws[n].is_floating_point()]
-
-    def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-        nodes = poutine.trace(poutine.condition(model, data=draw)).get_trace(batch).nodes
-        out = {}
-        for name in latents:
-            fn = _base(nodes[name]["fn"])
-            loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
-            support = getattr(fn, "support", None)
-            if (
-                isinstance(loc, Tensor)
-                and isinstance(scale, Tensor)
-                and support is torch.distributions.constraints.real
-            ):
-                shape = nodes[name]["value"].shape
-                out[f"loc/{name}"], out[f"scale/{name}"] = loc.expand(shape), scale.expand(shape)
-        return out
-
-    found = posterior.runs.map(one, len(next(iter(draws.values()))), draws, seed=seed)
+    few = posterior.draws(3, seed=seed)
+    moving = [n for n, (_, scale) in _prior_scales(posterior, batch, few).items() if scale.log().std(0).amax() > 1e-6]
+    if not moving:
+        raise NotApplicable("no latent has a prior whose scale is itself latent, so there can be no such funnel")
+    draws = posterior.draws(affordable(posterior, num_draws, least=100), seed=seed)
+    found = _prior_scales(posterior, batch, draws)
     worst: tuple[float, str, NDArray[Any], NDArray[Any]] | None = None
     widest = 1.0
-    for name in latents:
-        if f"scale/{name}" not in found:
+    for name in moving:
+        loc, scales = found[name]
+        scale = _array(scales).reshape(len(scales), -1)
+        x = (_array(draws[name]).reshape(scale.shape) - _array(loc).reshape(scale.shape)) / scale
+        free = (np.log(scale).std(0) > 0.05) & (_array(draws[name]).reshape(scale.shape).std(0) > 0)
+        if not free.any():
             continue
-        scale = _array(found[f"scale/{name}"]).reshape(len(draws[name]), -1)
-        x = (_array(draws[name]).reshape(scale.shape) - _array(found[f"loc/{name}"]).reshape(scale.shape)) / scale
-        moving = np.log(scale).std(0) > 0.05
-        if not moving.any() or point_like(_array(draws[name])):
-            continue
-        scale, x = scale[:, moving], x[:, moving]
+        scale, x = scale[:, free], x[:, free]
         neck = scale <= np.quantile(scale, 0.1, axis=0)
         inside = np.where(neck, x, np.nan)
         variances = np.nanvar(inside, axis=0, ddof=1)
@@ -456,9 +440,9 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         widest = max(widest, float(np.median(high / low)))
         if worst is None or excess > worst[0]:
             pick = int(np.argmax(variances))
-            worst = (excess, name, np.log(scale[:, pick]), _array(draws[name]).reshape(len(x), -1)[:, moving][:, pick])
+            worst = (excess, name, np.log(scale[:, pick]), _array(draws[name]).reshape(len(x), -1)[:, free][:, pick])
     if worst is None:
-        raise NotApplicable("no latent has a prior whose scale is itself latent, so there can be no such funnel")
+        raise NotApplicable("the latent scales of priors hardly vary in this fit, so there can be no such funnel")
     excess, name, log_scale, value = worst
     verdict = _judge(excess, 1.5, 2.0)
     if verdict == "pass" and widest > 10 and posterior.engine == "nuts":
@@ -489,16 +473,30 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
     )
 
 
-def point_like(values: NDArray[np.float64]) -> bool:
-    """Return whether all draws are the same.
+def _prior_scales(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return location and scale of the prior of every real latent with a location-scale prior, at every draw."""
+    model = posterior.pair.model
+    known = sites(posterior, batch, {k: v[0] for k, v in draws.items()})
+    latents = [n for n in draws if n in known and known[n].kind == "latent" and draws[n].is_floating_point()]
 
-    Args:
-        values: ``(draws, ...)``.
+    def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        nodes = poutine.trace(poutine.condition(model, data=draw)).get_trace(batch).nodes
+        out = {}
+        for name in latents:
+            fn = _base(nodes[name]["fn"])
+            loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
+            support = getattr(fn, "support", None)
+            if (
+                isinstance(loc, Tensor)
+                and isinstance(scale, Tensor)
+                and support is torch.distributions.constraints.real
+            ):
+                shape = nodes[name]["value"].shape
+                out[f"loc/{name}"], out[f"scale/{name}"] = loc.expand(shape), scale.expand(shape)
+        return out
 
-    Returns:
-        Whether they are.
-    """
-    return bool((values == values[:1]).all())
+    found = posterior.runs.map(one, len(next(iter(draws.values()))), draws, seed=0)
+    return {n: (found[f"loc/{n}"], found[f"scale/{n}"]) for n in latents if f"scale/{n}" in found}
 
 
 # --------------------------------------------------------------------------------------------------------- chains

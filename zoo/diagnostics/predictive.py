@@ -90,7 +90,8 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
     known, nodes = _observed(posterior, batch)
     if not known:
         raise NotApplicable("the model observes no data")
-    count = affordable(posterior, num_draws, least=100)
+    rows = len(batch["index"]) if "index" in batch else 1
+    count = affordable(posterior, num_draws, least=100, rows=rows)
     draws = posterior.draws(count, batch=batch, seed=seed)
     replicated = evaluate(posterior, batch, draws, seed=seed).predictive
     p_values: dict[str, float] = {}
@@ -232,7 +233,7 @@ def calibration(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) 
     known, nodes = _observed(posterior, held)
     name = _target_site(posterior, known)
     node = nodes[name]
-    count = min(num_draws, max(100, affordable(posterior, num_draws)))
+    count = affordable(posterior, num_draws, least=100, rows=_MOST_ROWS)
     prediction = posterior.predict(held, count, seed=seed)
     classes = _codes(node)
     if classes is not None:
@@ -418,7 +419,7 @@ def leave_one_out(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
                 flat = np.hstack([sizes[v].values.ravel() for v in sizes.data_vars])
                 reff = float(min(np.nanmean(flat) / len(base), 1.0))
     else:
-        count = affordable(posterior, num_draws, least=100)
+        count = affordable(posterior, num_draws)
         base, likelihood = _weighted(posterior, batch, count, seed)
     per_row = _per_row(posterior, likelihood)
     if per_row.shape[1] < 2:
