@@ -29,7 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from zoo.errors import EngineError, NonFiniteError, PairError
-from zoo.inference.program import LastSite, discover, pyro_world, seeded, stream
+from zoo.inference.program import LastSite, Layout, discover, pyro_world, seeded, stream
 from zoo.types import Batch
 
 __all__ = ["Potential", "fold_constants"]
@@ -74,21 +74,35 @@ class Potential:
         self.dtype = dtype
         self._batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
         self._random = seeded(seed)
+        self._usual = torch.get_default_dtype()
         with self._world():
-            self._read(model)
+            self._read(model, batch)
             self._trace()
 
     # ------------------------------------------------------------------------------------------ the model
-    def _read(self, model: Callable[[Batch], Any]) -> None:
+    def _discover(self, model: Callable[[Batch], Any], original: Batch) -> Layout:
+        """List the model's parameters; a module of another dtype runs once on the original batch, then as bound."""
+        try:
+            return discover(lambda: model(self._batch), [model], dtype=self.dtype, device="cpu")
+        except RuntimeError:
+            try:
+                with pyro_world(dtype=self._usual):
+                    return discover(lambda: model(original), [model], dtype=self.dtype, device="cpu")
+            except RuntimeError:
+                pass
+            raise
+
+    def _read(self, model: Callable[[Batch], Any], original: Batch) -> None:
         """Run the model, find its latents, and check that the density is one that NUTS can sample.
 
         Args:
             model: The model.
+            original: The batch in its own dtypes.
 
         Raises:
             PairError: If it is not.
         """
-        self._layout = discover(lambda: model(self._batch), [model], dtype=self.dtype, device="cpu")
+        self._layout = self._discover(model, original)
         self._values = [self._layout.values[n] for n in self._layout.names]
         with self._bound():
             plain = poutine.trace(model).get_trace(self._batch)
@@ -153,7 +167,7 @@ class Potential:
 
     @contextmanager
     def _bound(self, *, tracing: bool = False) -> Iterator[None]:
-        values = [v.detach().clone().requires_grad_(False) for v in self._values]
+        values = [v.detach().clone().requires_grad_(True) for v in self._values]
         buffers = [b.clone() for b in self._layout.buffer_values.values()]
         with self._layout.bind(values, buffers, tracing=tracing):
             yield
@@ -251,7 +265,7 @@ class Potential:
             except (RuntimeError, NotImplementedError, ValueError):
                 columns = [torch.stack(c) for c in zip(*(function(r) for r in rows), strict=True)]
         lead = flat.shape[:-1]
-        return {n: c.reshape(*lead, *self.shapes[n]) for n, c in zip(self.names, columns, strict=True)}
+        return {n: c.reshape((*lead, *self.shapes[n])) for n, c in zip(self.names, columns, strict=True)}
 
     def initial(self, seed: int, chain: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return a starting point with finite density and gradient, each coordinate uniform on (-2, 2).
@@ -387,8 +401,9 @@ def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModu
                 constants.append(axis.contiguous().clone())
 
     def crosses(source: fx.Node, user: fx.Node) -> bool:
-        return user not in known and not (source in positions and source in _indices(user))
+        return user in needed and user not in known and not (source in positions and source in _indices(user))
 
+    needed = set(wanted)
     border = [n for n in wanted if n in known and any(crosses(n, u) for u in n.users)]
     uniform: list[fx.Node] = []
     turned: dict[fx.Node, fx.Node] = {}
