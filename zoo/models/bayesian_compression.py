@@ -128,7 +128,7 @@ class Hyper:
     hidden: tuple[int, ...] = (300, 100)
     prior: Literal["normal_jeffreys", "horseshoe"] = "normal_jeffreys"
     global_scale: float = 1e-5
-    temperature: float = 0.15
+    temperature: float = 0.2
 
 
 def build(data: Dataset, hyper: Hyper) -> Pair:
@@ -538,6 +538,6 @@ METHOD = Method(
     default_data="mnist",
     build=build,
     engines=("svi",),
-    recipe=Recipe(steps=8_000, learning_rate=6e-3, batch_size=128, schedule="linear"),
+    recipe=Recipe(steps=8_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
     summary=summary,
 )
