@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,11 +11,12 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from zoo.errors import DataError
-from zoo.models.eight_schools import METHOD, Hyper, build, exact_moments, sites
+from zoo.models.eight_schools import Hyper, build, exact_moments, sites
 from zoo.types import Dataset, Pair
 
 # posteriordb, eight_schools-eight_schools_noncentered, BSD-3: mean, standard deviation and Monte Carlo errors of both,
@@ -30,6 +33,15 @@ POSTERIORDB = {
     "mu": (4.4105, 3.3093, 0.0330, 0.0238),
     "tau": (3.6021, 3.1985, 0.0319, 0.0455),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The tensors are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -118,7 +130,7 @@ def test_sites_and_plates_are_as_declared(data: Dataset, centred: bool) -> None:
         latent = {
             name: tuple(f.name for f in site["cond_indep_stack"])
             for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+            if site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample)
         }
         assert latent == sites(hyper)
     pyro.clear_param_store()
@@ -152,9 +164,9 @@ def train(pair: Pair, batch: dict[str, Tensor], steps: int, seed: int = 0) -> li
 def test_the_pair_trains_in_a_plain_pyro_loop_and_finds_mu(data: Dataset) -> None:
     batch = {name: v.float() if v.is_floating_point() else v for name, v in data.train.items()}
     with pyro.get_param_store().scope():
-        losses = train(build(data, Hyper()), batch, steps=1_500)
+        losses = train(build(data, Hyper()), batch, steps=1_000)
         found = {name: value.detach() for name, value in pyro.get_param_store().items()}
-    assert np.mean(losses[-300:]) < np.mean(losses[:100]) - 1.0
+    assert np.mean(losses[-200:]) < np.mean(losses[:100]) - 1.0
     exact = exact_moments(data, Hyper())["mu"]
     assert float(found["mu_loc"]) == pytest.approx(exact[0], abs=0.6)
     assert float(found["mu_scale"]) == pytest.approx(exact[1], rel=0.25)
@@ -214,9 +226,3 @@ def test_data_without_standard_errors_are_refused(data: Dataset) -> None:
     bare = Dataset(name="bare", task="meta_analysis", train={k: v for k, v in data.train.items() if k != "sigma"})
     with pytest.raises(DataError, match="no 'sigma'"):
         build(bare, Hyper())
-
-
-def test_the_claims_carry_what_was_published() -> None:
-    published = " ".join(claim.published for claim in METHOD.claims)
-    assert "mu 4.41" in published
-    assert "tau 3.60" in published
