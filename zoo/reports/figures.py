@@ -133,7 +133,7 @@ def _themed(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', lambda m: f"{m[0]}{name}-", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is more than a screen shows
+    svg = re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is more than a screen shows
     svg = re.sub(r"\n\s*", "\n", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
@@ -192,7 +192,9 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
     smooth = np.array([np.median(padded[i : i + 2 * window + 1]) for i in range(mid.size)])
     bottom = float(np.quantile(tail, 0.5)) if tail.size else 0.0
     spread = max(float(np.subtract(*np.quantile(tail, (0.9, 0.1)))), 1e-3 * abs(bottom), 1e-9) if tail.size else 1.0
-    stretched = bool(mid.size and (high.max() - bottom) > 30 * spread)
+    ceiling = max(float(smooth.max()), float(np.quantile(high, 0.98))) if mid.size else 1.0
+    outside = int((_finite(values) > ceiling).sum())
+    stretched = mid.size >= 50 and ceiling - bottom > 30 * spread
 
     def paint(ax: Axes) -> None:
         if values.size > at.size:
@@ -205,15 +207,15 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
                 "function",
                 functions=(lambda y: np.arcsinh((y - bottom) / spread), lambda u: bottom + spread * np.sinh(u)),
             )
-            top = float(high.max())
             ticks = [bottom]
             step = 10.0 ** np.ceil(np.log10(3 * spread))
-            while bottom + step < top:
+            while bottom + step < ceiling:
                 ticks.append(float(f"{bottom + step:.{3 if step < abs(bottom) else 1}g}"))
-                step *= 10 if top - bottom < 1e5 * spread else 100
+                step *= 10 if ceiling - bottom < 1e5 * spread else 100
             ax.yaxis.set_major_locator(FixedLocator(ticks))
             ax.yaxis.set_minor_locator(NullLocator())
-            ax.set_ylim(float(min(low.min(), bottom)), top)
+        floor = float(min(low.min(initial=bottom), bottom))
+        ax.set_ylim(floor, ceiling + 0.04 * (ceiling - floor) + 1e-9 * max(abs(floor), 1.0))
         _plain(ax.yaxis)
         _plain(ax.xaxis)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -223,6 +225,8 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
         ax.legend(loc="upper right")
 
     scale = " The vertical scale is linear near the final loss and logarithmic above it." if stretched else ""
+    if outside:
+        scale += f" {outside:,} step{'s' if outside > 1 else ''} with a larger loss lie above the figure."
     end = _number(bottom)
     return _draw(
         name,
@@ -244,6 +248,7 @@ def khat_repeats(values: ArrayLike, *, good: float = 0.5, limit: float = 0.7) ->
         The drawing.
     """
     k = np.sort(_finite(values))
+    infinite = np.size(values) - k.size
 
     def paint(ax: Axes) -> None:
         ax.axvspan(min(0.0, float(k.min(initial=0.0))) - 0.1, good, color=GREEN, alpha=0.08, linewidth=0)
@@ -271,7 +276,8 @@ def khat_repeats(values: ArrayLike, *, good: float = 0.5, limit: float = 0.7) ->
         paint,
         height=2.5,
         caption=f"Pareto k-hat over {k.size} repeats with fresh draws. Up to {good:g}: close to the posterior; "
-        f"above {limit:g}: too far from it for its spreads and tails to be trusted.",
+        f"above {limit:g}: too far from it for its spreads and tails to be trusted."
+        + (f" Not shown: {infinite} without a finite value." if infinite else ""),
         alt=f"Pareto k-hat over {k.size} repeats: {k.min():.2f} to {k.max():.2f}; limit {limit:g}.",
     )
 
@@ -347,7 +353,6 @@ def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
 
     names = ", ".join(label for label, _ in items)
     return _draw(
-        "ranked",
         "ranks",
         paint,
         rows=len(items),
@@ -553,8 +558,8 @@ def intervals(
 
     def paint(ax: Axes) -> None:
         ax.hlines(at, a, b, color=FILL, linewidth=5, label="replicated, 90%")
-        ax.scatter(m, at, marker="|", s=60, color=BLUE, linewidths=1.4, label="replicated, median")
-        ax.scatter(y, at, s=22, color=INK, zorder=3, label="observed")
+        ax.scatter(m, at, marker="|", s=60, color=BLUE, linewidths=1.4, zorder=3, label="replicated, median")
+        ax.scatter(y, at, s=22, color=INK, zorder=4, label="observed")
         ax.set_yticks(at, labels)
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
@@ -650,8 +655,9 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Draw
     fine = fine[:: max(fine.size // most, 1)]
 
     def paint(ax: Axes) -> None:
-        ax.scatter(fine, k[fine], s=7, color=BLUE, linewidths=0, alpha=0.7)
-        ax.scatter(bad, k[bad], s=14, color=RED, linewidths=0, zorder=3)
+        size = 22 if k.size <= 50 else 8
+        ax.scatter(fine, k[fine], s=size, color=BLUE, linewidths=0, alpha=0.7)
+        ax.scatter(bad, k[bad], s=1.5 * size, color=RED, linewidths=0, zorder=3)
         ax.axhline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
         ax.set_ylim(
             min(-0.05, float(np.nanmin(k, initial=0.0)) - 0.05), max(1.0, float(np.nanmax(k, initial=1.0)) * 1.05)

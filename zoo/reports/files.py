@@ -76,16 +76,13 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         for aside, path in staged:
             at = path
             aside.replace(path)
-    except OSError as error:
+    except BaseException as error:
         for aside, _ in staged:
             aside.unlink(missing_ok=True)
         for folder in reversed(made):
             if not any(folder.iterdir()):
                 folder.rmdir()
-        raise DataError(
-            f"cannot write '{at}': {error.strerror or error}; choose a folder that exists and can be written to"
-        ) from error
-    except BaseException:
-        for aside, _ in staged:
-            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise DataError(f"cannot write '{at}': {reason}; choose a folder that can be written to") from error
         raise

@@ -94,9 +94,9 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _chain(variable: Any, index: tuple[int, ...]) -> Array:
-    values = np.asarray(variable.transpose("chain", "draw", ...).values, dtype=np.float64)
-    chain: Array = values[:, :, *index]
-    return chain
+    dims = [d for d in variable.dims if d not in ("chain", "draw")]
+    element = variable.isel(dict(zip(dims, index, strict=True)))
+    return np.asarray(element.transpose("chain", "draw").values, dtype=np.float64)
 
 
 def _funnel(dataset: Any) -> tuple[tuple[str, Array], tuple[str, Array]] | None:

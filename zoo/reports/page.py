@@ -74,14 +74,10 @@ def show(value: Any, digits: int = 4) -> str:
             return "–" if math.isnan(value) else ("∞" if value > 0 else "\N{MINUS SIGN}∞")
         if value == int(value) and abs(value) < 1e6:
             return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
-        if value and not 1e-4 <= abs(value) < 1e6:
+        if not 1e-4 <= abs(value) < 1e6:
             text = f"{value:.{digits - 1}e}"
         else:
-            whole = (
-                len(str(int(abs(value)))) if abs(value) >= 1 else 1 - math.floor(math.log10(abs(value))) if value else 1
-            )
-            places = max(digits - whole, 0) if abs(value) >= 1 else min(digits - 1 + max(whole - 2, 0), 7)
-            text = f"{value:,.{places}f}"
+            text = f"{value:,.{max(digits - 1 - math.floor(math.log10(abs(value))), 0)}f}"
         return text.replace("-", "\N{MINUS SIGN}")
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {show(v, digits)}" for k, v in value.items())
@@ -436,6 +432,7 @@ def content(
             "large": _large_table(large, chains),
             "notes": _left_out(large, omitted),
             "figures": drawn["posterior"],
+            "beside": not chains,
         },
         "inference_figures": drawn["inference"],
         "prediction_figures": drawn["predictions"],

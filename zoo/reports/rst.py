@@ -189,7 +189,7 @@ def _picture(tex: str) -> str:
     svg = svg.replace("#010203", "currentColor")
     scope = f"tex{zlib.crc32(tex.encode()):x}"
     svg = re.sub(r'(\bid="|url\(#|href="#)', lambda m: f"{m[0]}{scope}-", svg)
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", re.sub(r"\n\s*", "\n", svg))
+    svg = re.sub(r"\n\s*", "\n", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
     size = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head[0])

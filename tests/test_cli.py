@@ -1,0 +1,449 @@
+"""The command line: what it prints, its exit codes, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import zoo
+from zoo import cli, registry
+from zoo.errors import EngineError
+
+ROOT = {**os.environ, "PYTHONPATH": str(Path(zoo.__file__).parent.parent)}
+QUICK = ("--engine", "svi", "--steps", "30", "--no-compile", "--no-report")
+
+
+def run(*args: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli.app, list(args))
+
+
+def fails(*args: str) -> str:
+    """Run a command that must end in one line and exit 2, and return the line."""
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("note: ")]
+    assert lines[-1].startswith("error: ")
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    assert "Traceback" not in result.stderr
+    return lines[-1]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 2))
+    y = 3 * x[:, 0] + 0.1 * rng.standard_normal(60)
+    path = tmp_path / "mine.csv"
+    np.savetxt(path, np.c_[x, y], delimiter=",", header="dose,age,response", comments="")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- catalogue
+def test_list() -> None:
+    result = run("list")
+    assert result.exit_code == 0
+    for entry in registry.entries():
+        assert entry.name in result.stdout
+
+
+@pytest.mark.parametrize("args", [("--json", "list"), ("list", "--json")])
+def test_json_stands_alone_on_stdout_wherever_the_flag_is(args: tuple[str, ...]) -> None:
+    found = json.loads(run(*args).stdout)
+    assert [e["name"] for e in found] == list(registry.names())
+
+
+def test_quiet_list_is_bare_names() -> None:
+    assert run("list", "-q").stdout.split() == list(registry.names())
+
+
+def test_list_of_one_task() -> None:
+    task = registry.entries()[0].task
+    assert {e["task"] for e in json.loads(run("list", "--task", task, "--json").stdout)} == {task}
+    assert "no method has the task 'x'" in fails("list", "--task", "x")
+
+
+def test_list_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, typer\n"
+        "from typer.testing import CliRunner\n"
+        "from zoo.cli import app\n"
+        "assert CliRunner().invoke(app, ['list']).exit_code == 0\n"
+        "assert CliRunner().invoke(app, ['data', 'list']).exit_code == 0\n"
+        "heavy = {'torch', 'pyro', 'pandas', 'matplotlib', 'arviz', 'numpy', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=ROOT)
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "zoo", "list"], check=True, capture_output=True, env=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.4
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_show_and_cite(name: str) -> None:
+    shown = run("show", name)
+    assert shown.exit_code == 0
+    found = json.loads(run("show", name, "--json").stdout)
+    method = registry.get(name)
+    assert found["title"] == method.title
+    assert set(found["hyper"]) == set(method.hyper.__dataclass_fields__)
+    assert len(found["claims"]) == len(method.claims)
+    for word in (method.title, method.task, *found["hyper"]):
+        assert word in shown.stdout
+    assert run("cite", name).stdout.startswith("@")
+    assert method.paper in json.loads(run("cite", name, "--json").stdout)["bibtex"]
+
+
+def test_data_list_and_show(table: Path) -> None:
+    found = json.loads(run("data", "list", "--json").stdout)
+    assert [e["name"] for e in found] == list(zoo.datasets.names())
+    assert {e["task"] for e in json.loads(run("data", "list", "--task", "regression", "--json").stdout)} == {
+        "regression"
+    }
+    shown = json.loads(run("data", "show", "diabetes", "--json").stdout)
+    assert sum(shown["rows"].values()) == 442
+    assert shown["licence"]
+    own = json.loads(run("data", "show", str(table), "--target", "response", "--json").stdout)
+    assert [c["name"] for c in own["columns"]] == ["dose", "age"]
+    assert "diabetes" in run("data", "show", "diabetes").stdout
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout.strip() == f"pyro-zoo {zoo.__version__}"
+    commands = ("list", "show", "cite", "fit", "report", "check", "reproduce", "data")
+    text = run("--help").stdout
+    assert all(c in text for c in commands)
+    for command in commands:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.stdout
+    command = [sys.executable, "-m", "zoo", "--version"]
+    module = subprocess.run(command, capture_output=True, text=True, check=True, env=ROOT)
+    assert module.stdout.strip() == f"pyro-zoo {zoo.__version__}"
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("args", [("lst",), ("list", "--bogus"), ("fit", "eight_schools", "--steps", "0"), ("show",)])
+def test_usage_errors_exit_2(args: tuple[str, ...]) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage" in result.stderr
+
+
+BAD = [
+    (("fit", "eigth_schools"), "did you mean 'eight_schools'"),
+    (("fit",), "name a method"),
+    (("fit", "eight_schools", "--data", "diabetis"), "did you mean 'diabetes'"),
+    (("fit", "eight_schools", "--data", "no.csv"), "file 'no.csv' does not exist"),
+    (("fit", "eight_schools", "--target", "x"), "--target is for your own files"),
+    (("fit", "eight_schools", "--data", "diabetes"), ""),
+    (("fit", "horseshoe_regression", "--data", "mine.csv", "--target", "respons"), "did you mean 'response'"),
+    (("fit", "eight_schools", "--hyper", "centered=true"), "did you mean 'centred'"),
+    (("fit", "eight_schools", "--hyper", "centred"), "is no KEY=VALUE"),
+    (("fit", "eight_schools", "--hyper", "centred=maybe"), "expected bool"),
+    (("fit", "eight_schools", "--engine", "nuts", "--steps", "9"), "--steps does not apply"),
+    (("fit", "eight_schools", "--engine", "svi", "--chains", "2"), "--chains does not apply"),
+    (("fit", "eight_schools", "--engine", "svi", "--learning-rate", "-1"), "learning_rate is -1"),
+    (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
+    (("fit", "--resume", "nowhere"), "no interrupted fit"),
+    (("fit", "eight_schools", "--resume", "nowhere"), "leave out name"),
+    (("report", "nowhere"), "nowhere"),
+    (("show", "eight_school"), "did you mean 'eight_schools'"),
+    (("cite", "eight_school"), "did you mean 'eight_schools'"),
+    (("check", "eight_school"), "did you mean 'eight_schools'"),
+    (("check", "no.py"), "file 'no.py' does not exist"),
+    (("reproduce", "eight_school"), "did you mean 'eight_schools'"),
+    (("data", "show", "diabetis"), "did you mean 'diabetes'"),
+]
+
+
+@pytest.mark.parametrize(("args", "text"), BAD, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
+def test_bad_input_is_one_line_and_writes_nothing(args: tuple[str, ...], text: str, table: Path) -> None:
+    assert text in fails(*args)
+    assert [p.name for p in Path().rglob("*")] == ["mine.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("nan.csv", b"x,y\n1,2\n,3\n4,5\n", "1 missing (NaN) in x"),
+        ("empty.csv", b"", "empty.csv' is empty"),
+        ("text.npz", b"x,y\n1,2\n", "not an NPZ archive"),
+        ("header.csv", b"x,y\n", "no rows"),
+    ],
+)
+def test_bad_files_are_one_line_and_write_nothing(name: str, content: bytes, text: str) -> None:
+    Path(name).write_bytes(content)
+    assert text in fails("fit", "horseshoe_regression", "--data", name, "--target", "y", *QUICK)
+    assert [p.name for p in Path().rglob("*")] == [name]
+
+
+def test_debug_keeps_the_exception() -> None:
+    result = run("show", "eight_school", "--debug")
+    assert isinstance(result.exception, zoo.errors.UnknownMethodError)
+
+
+def test_an_unexpected_error_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(registry, "get", broken)
+    assert fails("show", "eight_schools") == "error: RuntimeError: two lines (not expected; --debug shows where)"
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(name: str) -> None:
+        raise OSError(28, "No space left on device", "/x/y")
+
+    monkeypatch.setattr(registry, "get", full)
+    assert fails("show", "eight_schools") == "error: No space left on device '/x/y'"
+
+
+# ------------------------------------------------------------------------------------------------------------- fit
+def test_fit_own_table(table: Path) -> None:
+    result = run("fit", "horseshoe_regression", "--data", "mine.csv", "--target", "response", "--out", "o/p", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    for word in ("rmse", "Quantities of interest", "o/p/posterior.safetensors"):
+        assert word in result.stdout
+    assert sorted(p.name for p in Path("o/p").iterdir()) == ["posterior.json", "posterior.safetensors"]
+    assert sorted(p.name for p in Path("o").iterdir()) == ["p"]
+    posterior = zoo.load("o/p")
+    assert len(posterior.losses) == 30
+    assert posterior.info["command"].startswith("zoo fit horseshoe_regression --data mine.csv --target response")
+
+
+def test_options_reach_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference import runner
+
+    seen: dict[str, Any] = {}
+
+    def fake(method: Any, data: Any, **options: Any) -> None:
+        seen.update(options, method=method.name, data=data.name)
+        raise EngineError("enough")
+
+    monkeypatch.setattr(runner, "fit", fake)
+    args = "fit eight_schools --engine svi --steps 7 --seed 3 --learning-rate 0.5 --batch-size 4 --restarts 2"
+    args += " --dtype float64"
+    assert fails(*args.split(), "--hyper", "centred=yes", "--hyper", "mu_scale=2", "--device", "cpu") == "error: enough"
+    expected = {"engine": "svi", "steps": 7, "seed": 3, "learning_rate": 0.5, "batch_size": 4, "restarts": 2}
+    expected |= {"dtype": "float64", "compile": True, "checkpoint": None, "resume": False, "data": "eight_schools"}
+    assert {k: seen[k] for k in expected} == expected
+    assert (seen["hyper"].centred, seen["hyper"].mu_scale) == (True, 2.0)
+    fails("fit", "eight_schools", "--engine", "nuts", "--chains", "2", "--tune", "5", "--draws", "6", "--no-compile")
+    assert (seen["chains"], seen["tune"], seen["draws"], seen["compile"]) == (2, 5, 6, False)
+    assert not Path("runs").exists()
+
+
+def test_fit_with_report_and_json() -> None:
+    result = run("fit", "eight_schools", "--engine", "svi", "--steps", "60", "--no-compile", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["folder"] == "runs/eight_schools"
+    assert found["verdict"] in ("usable", "usable with care", "do not use")
+    assert found["quantities"]
+    assert found["fit"]["command"] == "zoo fit eight_schools --engine svi --steps 60 --no-compile"
+    for path in found["files"].values():
+        assert Path(path).stat().st_size > 0
+    numbers = json.loads(Path("runs/eight_schools/report.json").read_text())
+    assert numbers["verdict"] == found["verdict"]
+    # The saved posterior reports again, elsewhere, and `--strict` tells a failed check by its exit code.
+    again = run("report", "runs/eight_schools", "--out", "x.html", "--strict", "--json")
+    failed = any(c["verdict"] == "fail" for c in numbers["checks"])
+    assert again.exit_code == int(failed)
+    assert json.loads(again.stdout)["verdict"] == found["verdict"]
+    assert Path("x.html").exists()
+    assert Path("x.json").exists()
+
+
+def test_strict_exits_1_on_a_failed_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference import posterior
+
+    verdict = "fail"
+
+    def report(path: Path, **_: Any) -> Path:
+        check = {"title": "Sound?", "verdict": verdict, "value": 1.0, "threshold": "0"}
+        keys = {"scores": {}, "quantities": {}, "fit": {}, "hyper": {}, "checks": [check]}
+        path.with_suffix(".json").write_text(json.dumps({"verdict": "do not use", "reasons": ["Because."], **keys}))
+        return path
+
+    fake = SimpleNamespace(name="x", report=report)
+    monkeypatch.setattr(posterior, "load", lambda folder: fake)
+    result = run("report", ".", "--strict")
+    assert result.exit_code == 1
+    for word in ("Sound?", "fail", "do not use", "Because."):
+        assert word in result.stdout
+    assert run("report", ".").exit_code == 0
+    verdict = "warn"
+    assert run("report", ".", "--strict").exit_code == 0
+
+
+def test_existing_folders_are_not_overwritten_by_accident() -> None:
+    assert run("fit", "eight_schools", *QUICK, "--quiet").stdout.strip() == "runs/eight_schools"
+    assert run("fit", "eight_schools", *QUICK, "--quiet").stdout.strip() == "runs/eight_schools-2"
+    before = Path("runs/eight_schools/posterior.safetensors").read_bytes()
+    assert "--overwrite" in fails("fit", "eight_schools", *QUICK, "--out", "runs/eight_schools")
+    assert Path("runs/eight_schools/posterior.safetensors").read_bytes() == before
+    args = ("--seed", "1", "--out", "runs/eight_schools", "--overwrite")
+    assert run("fit", "eight_schools", *QUICK, *args).exit_code == 0
+    assert Path("runs/eight_schools/posterior.safetensors").read_bytes() != before
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["eight_schools", "eight_schools-2"]
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years")
+    assert "holds no posterior" in fails("fit", "eight_schools", *QUICK, "--out", "mine", "--overwrite")
+    assert "is a file" in fails("fit", "eight_schools", *QUICK, "--out", "mine/thesis.txt")
+    assert [p.name for p in Path("mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_failing_fit_keeps_the_folder_that_it_would_have_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("fit", "eight_schools", *QUICK, "--out", "o").exit_code == 0
+    before = sorted((p.name, p.read_bytes()) for p in Path("o").iterdir())
+    from zoo.inference import runner
+
+    def fake(*_: Any, **__: Any) -> None:
+        raise EngineError("it broke")
+
+    monkeypatch.setattr(runner, "fit", fake)
+    for more in ((), ("--checkpoint-every", "5")):
+        assert "it broke" in fails("fit", "eight_schools", *QUICK, "--out", "o", "--overwrite", *more)
+        assert sorted((p.name, p.read_bytes()) for p in Path("o").iterdir()) == before
+        assert [p.name for p in Path().iterdir()] == ["o"]
+
+
+def test_interrupted_fit_resumes_to_the_same_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("fit", "eight_schools", *QUICK, "--checkpoint-every", "10")
+    assert run(*args, "--out", "whole").exit_code == 0
+    from zoo.inference.checkpoint import Checkpoint
+
+    save, saved = Checkpoint.save, []
+
+    def interrupt(self: Checkpoint, state: Any) -> None:
+        save(self, state)
+        saved.append(int(state.step))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", interrupt)
+    result = run(*args, "--out", "cut")
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "error: interrupted; go on with: zoo fit --resume cut"
+    assert saved == [10, 20]
+    assert sorted(p.name for p in Path().iterdir()) == ["cut", "whole"]
+    assert "go on with it" in fails(*args, "--out", "cut")
+    resumed = run("fit", "--resume", "cut")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert saved == [10, 20, 30]
+    first, second = zoo.load("whole"), zoo.load("cut")
+    assert torch.equal(first.losses, second.losses)
+    for name, value in first.params.items():
+        assert torch.equal(value, second.params[name])
+    assert second.info["command"].endswith(
+        "--out cut --engine svi --steps 30 --checkpoint-every 10 --no-compile --no-report"
+    )
+    assert not Path("cut/checkpoint.safetensors").exists()
+    assert "finished" in fails("fit", "--resume", "cut")
+
+
+def test_interruption_before_a_checkpoint_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference import runner
+
+    def fake(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "fit", fake)
+    for more in ((), ("--checkpoint-every", "5")):
+        result = run("fit", "eight_schools", *QUICK, "--out", "a/b", *more)
+        assert result.exit_code == 130
+        assert result.stderr.splitlines()[-1] == "error: interrupted"
+        assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 3}'])
+def test_damaged_settings(text: str) -> None:
+    Path("d").mkdir()
+    Path("d/fit.json").write_text(text)
+    assert "damaged" in fails("fit", "--resume", "d")
+
+
+def test_damaged_artifacts_are_one_line() -> None:
+    assert run("fit", "eight_schools", *QUICK, "--out", "o").exit_code == 0
+    path = Path("o/posterior.safetensors")
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], pickle.dumps({"a": 1}), b""):
+        path.write_bytes(content)
+        fails("report", "o", "--out", "r.html")
+        assert sorted(p.name for p in Path().iterdir()) == ["o"]
+
+
+# ----------------------------------------------------------------------------------------------- check, reproduce
+def test_check_names_its_steps() -> None:
+    result = run("check", "eight_schools", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0, found
+    assert [s["name"] for s in found["steps"]][:3] == ["default data", "task", "build"]
+    assert len(found["steps"]) > 5
+    assert all(s["ok"] for s in found["steps"])
+
+
+def test_check_of_a_broken_file_exits_1(tmp_path: Path) -> None:
+    source = next(e.path for e in registry.entries() if e.name == "eight_schools").read_text()
+    Path("broken.py").write_text(
+        source.replace('pyro.sample("mu", dist.Normal(mu_loc', 'pyro.sample("nu", dist.Normal(mu_loc')
+    )
+    result = run("check", "broken.py")
+    assert result.exit_code == 1
+    assert "✗" in result.stdout
+    assert "✓" in result.stdout
+    Path("syntax.py").write_text("def f(:\n")
+    assert "line 1" in fails("check", "syntax.py")
+    Path("none.py").write_text("x = 1\n")
+    assert "no METHOD" in fails("check", "none.py")
+
+
+@pytest.mark.parametrize(("value", "code"), [(1.0, 0), (9.0, 1)])
+def test_reproduce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: float, code: int) -> None:
+    from zoo.types import Acceptance, Claim
+
+    claim = Claim(
+        statement="Small error",
+        published="1.0",
+        source="table 1",
+        measure=lambda seed, fast: {"error": value},
+        acceptance=(Acceptance(key="error", high=2.0),),
+        budget=1,
+    )
+    Path("tiny.py").write_text("")
+    monkeypatch.setattr(registry, "get", lambda name: SimpleNamespace(title="Tiny", paper="t", claims=(claim,)))
+    monkeypatch.setattr(registry, "entries", lambda: (SimpleNamespace(name="tiny", path=Path("tiny.py")),))
+    result = run("reproduce", "tiny", "--seeds", "2", "--out", "r", "--json")
+    assert result.exit_code == code
+    found = json.loads(result.stdout)
+    assert found["verdict"] == ("reproduced" if code == 0 else "not reproduced")
+    assert found["command"] == "zoo reproduce tiny --seeds 2"
+    assert sorted(p.name for p in Path("r").iterdir()) == ["tiny.json", "tiny.md"]
+    shown = run("reproduce", "tiny", "--seeds", "2", "--out", "r")
+    assert "measured before" in shown.stderr
+    assert "Small error" in shown.stdout
