@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
-from pyro.distributions import constraints
 
 import zoo
 from zoo.inference.objectives import to_pyro
