@@ -43,7 +43,7 @@ STATISTICS = ("mean", "sd", "norm", "max_abs")
 # Numbers that one draw of all latents may hold before fewer draws are taken; 20 million doubles are 160 MB.
 _MOST_NUMBERS = 20_000_000
 _FEWEST_DRAWS = 100
-_MOST_WORK = 4e10  # latent elements x rows x draws of the evaluated groups
+_MOST_WORK = 2e10  # latent elements x rows x draws of the evaluated groups
 
 
 # ------------------------------------------------------------------------------------------------------ structure
@@ -634,7 +634,7 @@ class _Groups:
         for name, value in self.batch.items():
             if name == "index" or name in seen:
                 continue
-            if value.numel() > 100 * self.max_elements:
+            if value.numel() > 1_000 * self.max_elements:
                 self.left_out.append(f"'{name}' of the constant data: {value.numel():,} elements")
                 continue
             given = data.dims.get(name, ())

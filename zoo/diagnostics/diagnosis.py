@@ -95,8 +95,9 @@ def diagnose(
     The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains) means that their
     posterior must not be read. Predictions average over the parameters and can be good all the same, as those of a
     large network whose joint posterior no guide matches; under SVI they are judged by what was measured on held-out
-    rows, and without such rows a failed check of the parameters counts against them too. Chains that failed are not
-    draws from the posterior, so nothing computed from them is used.
+    rows, and without such rows a failed check of the parameters counts against them too. Data that the model does not
+    reproduce count against predictions likewise, unless held-out rows speak for them: then care is asked for. Chains
+    that failed are not draws from the posterior, so nothing computed from them is used.
 
     Args:
         posterior: A fit.
@@ -156,7 +157,9 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
     reasons: list[str] = []
     parameters = _use(about["parameters"])
     predictions = _use(about["predictions"])
-    held_out = any(c.name == "calibration" for c in about["predictions"])
+    held_out = [c for c in about["predictions"] if c.name == "calibration"]
+    if predictions == "do not use" and held_out and held_out[0].verdict != "fail":
+        predictions = "usable with care"
     # Without a look at the approximation itself nothing vouches for the parameters.
     vouched = any(c.name in ("pareto_k", "r_hat") for c in about["parameters"])
     if not vouched and parameters == "usable":

@@ -384,7 +384,11 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
         source="Gelman, Rubin (1992), Statistical Science 7(4); 1.05 is half of it",
         explanation=words,
         figure="bars",
-        data={"values": np.array(sorted(values.values(), reverse=True)), "final_losses": np.array(final)},
+        data={
+            "values": np.array(sorted(values.values(), reverse=True)),
+            "limit": np.array(1.1),
+            "final_losses": np.array(final),
+        },
     )
 
 
@@ -541,7 +545,7 @@ def r_hat(posterior: Posterior) -> Check:
         if verdict == "pass"
         else f"Chains disagree about '{worst}': they have not mixed, so their draws are not draws from the posterior.",
         figure="bars",
-        data={"values": np.array(sorted(values.values(), reverse=True))},
+        data={"values": np.array(sorted(values.values(), reverse=True)), "limit": np.array(1.01)},
     )
 
 
