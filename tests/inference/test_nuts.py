@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -329,10 +330,43 @@ def test_without_a_compiler(monkeypatch):
 
 
 def test_wrong_library_is_refused(monkeypatch):
-    monkeypatch.setattr(worker, "build_library", lambda *a: Path("nowhere.so"))
+    monkeypatch.setattr(worker, "build_library", lambda *a: None)
     monkeypatch.setattr(worker.Compiled, "evaluate", lambda self, flat: (0.0, np.zeros(self.size)))
     samples = nuts.sample(simple, {}, chains=1, warmup=20, draws=20)
     assert "differs from the eager one" in samples.info["reason"]
+    assert samples.info["engine"] == "python"
+
+
+@needs_compiler
+def test_large_graph_is_compiled_in_a_child_first(monkeypatch):
+    scale = 1.0 + time.time_ns() % 10**9 / 1e9  # a graph that no run before has compiled
+
+    def model(batch):
+        pyro.sample("theta", dist.Normal(torch.zeros(2), scale).to_event(1))
+
+    monkeypatch.setattr(nuts, "_LARGE", 0)
+    build, left_to_parent = worker.build_library, []
+
+    def after_child(*args):
+        left_to_parent.append(not worker.library_path(*args).exists())
+        return build(*args)
+
+    monkeypatch.setattr(worker, "build_library", after_child)
+    samples = nuts.sample(model, {}, chains=1, warmup=20, draws=20)
+    assert left_to_parent == [False]
+    assert samples.info["reason"] == ""
+    assert samples.info["engine"] == "library"
+    potential = Potential(model, {})
+    worker.library_path(potential.graph, potential.size, potential.dtype, potential.constants).unlink()
+
+
+@needs_compiler
+def test_crash_of_the_compiler_is_survived(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(nuts, "_LARGE", 0)
+    monkeypatch.setattr(nuts, "_hand_over", lambda *a: [sys.executable, "-c", "import os; os.abort()"])
+    samples = nuts.sample(simple, {}, chains=1, warmup=20, draws=20)
+    assert "the compiler ended with status -6" in samples.info["reason"]
     assert samples.info["engine"] == "python"
 
 

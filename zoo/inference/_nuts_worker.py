@@ -280,7 +280,9 @@ def library_path(graph: fx.GraphModule, size: int, dtype: torch.dtype, constants
     return _cache() / f"potential-{_key(graph.code, size, str(dtype), shapes)}.so"
 
 
-def build_library(graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> Path:
+def build_library(
+    graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor], path: Path | None = None
+) -> Path:
     """Compile a potential ahead of time, once; the next time it is found in inductor's cache folder.
 
     Args:
@@ -288,11 +290,12 @@ def build_library(graph: fx.GraphModule, size: int, dtype: torch.dtype, constant
         size: Length of its first input.
         dtype: Type of its first input.
         constants: Its other inputs.
+        path: Where to; the graph's own place if ``None`` (its text changes on the way to another process).
 
     Returns:
         The library.
     """
-    path = library_path(graph, size, dtype, constants)
+    path = path or library_path(graph, size, dtype, constants)
     if not path.exists():
         example = (torch.zeros(size, dtype=dtype), *constants)
         options = {"cpp.threads": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}
@@ -637,7 +640,7 @@ def main(folder: Path) -> int:
     stored = torch.load(folder / "graph.pt", weights_only=False)
     graph, constants, dtype = stored["graph"], stored["constants"], stored["dtype"]
     if job["task"] == "build":
-        build_library(graph, job["size"], dtype, constants)
+        build_library(graph, job["size"], dtype, constants, Path(job["library"]))
         return 0
     potential = Python(function=lambda flat: graph(flat, *constants), size=job["size"], dtype=dtype)
     options = Options(**job["options"])

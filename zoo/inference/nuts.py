@@ -301,9 +301,10 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
         return None, reason
     args = (potential.graph, potential.size, potential.dtype, potential.constants)
     try:
-        if potential.nodes > _LARGE and not worker.library_path(*args).exists():
-            _build_in_child(potential)
-        path = worker.build_library(*args)
+        path = worker.library_path(*args)
+        if potential.nodes > _LARGE and not path.exists():
+            _build_in_child(potential, path)
+        worker.build_library(*args)
         result = Compiled(library=path, size=potential.size, dtype=potential.dtype, constants=potential.constants)
         value, gradient = result.evaluate(point)
     except Exception as error:
@@ -344,9 +345,9 @@ def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[
     return [sys.executable, "-m", "zoo.inference._nuts_worker", str(folder)]
 
 
-def _build_in_child(potential: Potential) -> None:
+def _build_in_child(potential: Potential, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
-        command = _hand_over(potential, Path(name), {"task": "build"})
+        command = _hand_over(potential, Path(name), {"task": "build", "library": str(path)})
         child = subprocess.run(command, env=_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if child.returncode:
         raise EngineError(f"the compiler ended with status {child.returncode}: {_tail(child.stderr)}")
