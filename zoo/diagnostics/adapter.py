@@ -477,8 +477,7 @@ def to_arviz(
         block = max(1, min(num_draws, _MOST_NUMBERS // (4 * max(latent_size, 1))))
         for start in range(0, num_draws, block):
             size = min(block, num_draws - start)
-            own = None if batch is data.train else batch
-            groups.add_posterior(posterior.draws(size, batch=own, seed=seed + start), seed + start)
+            groups.add_posterior(posterior.draws(size, batch=batch, seed=seed + start), seed + start)
     else:
         shape = tuple(next(iter(chains.values())).shape[:2])  # type: ignore[assignment]
         groups.add_posterior({k: v.flatten(0, 1) for k, v in chains.items()}, seed)
