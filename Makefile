@@ -18,7 +18,7 @@ demo: $(STAMP)  ## fit Bayesian compression on bundled MNIST and write its repor
 	$(BIN)/zoo fit bayesian_compression --data mnist --seed 0 --out runs/demo
 
 test: $(STAMP) lint  ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # two workers, one thread each
 
 lint: $(STAMP)
 	$(BIN)/ruff check zoo tests
