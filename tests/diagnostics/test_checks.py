@@ -53,9 +53,9 @@ def test_the_exact_guide_passes():
     assert check.value["k-hat"] < 0.5
 
 
-@pytest.mark.parametrize("wrong", [{"scale_factor": 0.4}, {"shift": 4.0}])
+@pytest.mark.parametrize("wrong", [{"scale_factor": 0.25}, {"shift": 4.0}])
 def test_a_wrong_guide_fails(wrong):
-    assert checks.pareto_k(variational(*normal_mean(**wrong)), num_draws=400).verdict == "fail"
+    assert checks.pareto_k(variational(*normal_mean(**wrong)), num_draws=600).verdict == "fail"
 
 
 def correlated(rho):
@@ -522,7 +522,7 @@ def test_the_centred_eight_schools_are_flagged_and_the_others_are_not():
 
     found = {}
     for centred in (True, False):
-        fit = zoo.fit("eight_schools", hyper=Hyper(centred=centred), engine="svi", steps=4_000, seed=0)
+        fit = zoo.fit("eight_schools", hyper=Hyper(centred=centred), engine="svi", steps=2_500, seed=0)
         found[centred] = diagnose(fit, checks=["pareto_k", "funnel", "predictive_check"], num_draws=400)
     assert found[True]["pareto_k"].verdict == "fail"
     assert found[True]["funnel"].verdict in ("warn", "fail")
