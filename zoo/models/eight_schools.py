@@ -280,8 +280,8 @@ def _measure_variational(seed: int, fast: bool) -> dict[str, float]:
     data = zoo.datasets.load("eight_schools")
     measured = {}
     for name, hyper in (("centred", Hyper(centred=True)), ("non-centred", Hyper())):
-        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="svi", seed=seed, steps=2_000 if fast else 20_000)
-        log_weights = posterior.log_weights(4_000 if fast else 100_000, seed=seed)
+        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="svi", seed=seed)
+        log_weights = posterior.log_weights(2_000 if fast else 10_000, seed=seed)
         measured[f"k-hat {name}"] = float(arviz.psislw(log_weights.double().cpu().numpy())[1])
         mean, sd = exact_moments(data, hyper)["tau"]
         tau = posterior.draws(4_000, seed=seed)["tau"].double()
@@ -351,6 +351,6 @@ METHOD = Method(
     build=build,
     engines=("nuts", "svi"),
     claims=CLAIMS,
-    recipe=Recipe(steps=5_000, learning_rate=1e-2, schedule="cosine"),
+    recipe=Recipe(steps=20_000, learning_rate=1e-2, schedule="cosine"),
     summary=summary,
 )
