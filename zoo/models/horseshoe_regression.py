@@ -45,12 +45,11 @@ which is centred where the data say more than the prior and non-centred where th
 is the non-centred form); with orthogonal features :math:`w_j^2 = 1 / \kappa_j`, the inverse of the shrinkage factor.
 
 Deviations. The paper's priors on the noise, :math:`p(\sigma^2) \propto \sigma^{-2}`, and on the intercept, flat, are
-improper; here :math:`\sigma \sim \mathrm{N}^{+}(0, 1)` on the standardised target and :math:`\beta_0 \sim
-\mathrm{N}(0, 5^2)`. The paper samples the
-non-centred form with NUTS; the partly centred form, which NUTS samples in fewer steps and almost without divergences,
-and the variational guides are ours. ``prior="gaussian"`` is the limit
-:math:`\tau \lambda_j \to \infty` at a fixed slab :math:`c = s`, that is ridge regression. Without a guess,
-:math:`p_0 = \min(5, D / 2)`.
+improper; here :math:`\sigma \sim \mathrm{N}^{+}(0, 1)` on the standardised target and
+:math:`\beta_0 \sim \mathrm{N}(0, 5^2)`. The paper samples the non-centred form with NUTS; the partly centred form, which
+NUTS samples in fewer steps and almost without divergences, and the variational guides are ours. Without a guess,
+:math:`p_0 = \min(5, D / 2)`. ``prior="gaussian"`` is the limit :math:`\tau \lambda_j \to \infty` at a fixed slab
+:math:`c = s`, that is ridge regression.
 
 .. code-block:: bibtex
 
@@ -91,6 +90,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHOD", "Hyper", "build", "coefficients", "global_scale", "summary", "unshrunk"]
 
+_PER_FEATURE = ("lambda", "beta", "beta_trans")
 _PSEUDO_SIGMA = 2.0  # of the logistic likelihood: 1 / sqrt(mu (1 - mu)) at mu = 1/2
 
 
@@ -171,7 +171,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
             else:
                 pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
-    # Where the guide starts: the medians of the priors for the positive sites, zero for the others.
+    # Where the guide starts: near the medians of the priors for the positive sites, at zero for the others.
     start = {"sigma": hyper.noise_scale, "tau": tau0, "c2": hyper.slab_scale**2, "lambda": 1.0}
     latents = {site: num_features if plates else 1 for site, plates in _sites(hyper, logistic).items()}
 
@@ -203,10 +203,8 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
             with feature if plated else nullcontext():
                 pyro.sample(site, density)
 
-    return Pair(model, mean_field if hyper.guide == "mean_field" else low_rank)
-
-
-_PER_FEATURE = ("lambda", "beta", "beta_trans")
+    guide = mean_field if hyper.guide == "mean_field" else low_rank
+    return Pair(model, guide)
 
 
 def _sites(hyper: Hyper, logistic: bool) -> dict[str, tuple[str, ...]]:
