@@ -582,6 +582,8 @@ def report(
     }
     table = _table("verdict", "check", "value", "threshold")
     for check in result["checks"]:
+        if check["verdict"] == "not run":
+            continue
         _add(table, str(check["verdict"]), str(check["title"]), _number(check["value"]), str(check["threshold"] or ""))
     paths = [f"{label + ':':<11}{where}" for label, where in result["files"].items()]
     say.result(result, table, *paths, *_verdict_lines(result), bare=str(path))

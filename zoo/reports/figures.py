@@ -222,7 +222,7 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
         ax.set_xlim(0, values.size)
         ax.set_xlabel("optimiser step")
         ax.set_ylabel(label)
-        ax.legend(loc="upper right")
+        ax.legend(loc="best")
 
     scale = " The vertical scale is linear near the final loss and logarithmic above it." if stretched else ""
     if outside:
@@ -276,9 +276,9 @@ def khat_repeats(values: ArrayLike, *, good: float = 0.5, limit: float = 0.7) ->
         paint,
         height=2.5,
         caption=f"Pareto k-hat over {k.size} repeats with fresh draws. Up to {good:g}: close to the posterior; "
-        f"above {limit:g}: too far from it for its spreads and tails to be trusted."
+        f"above {limit:.2g}: too far from it for its spreads and tails to be trusted."
         + (f" Not shown: {infinite} without a finite value." if infinite else ""),
-        alt=f"Pareto k-hat over {k.size} repeats: {k.min():.2f} to {k.max():.2f}; limit {limit:g}.",
+        alt=f"Pareto k-hat over {k.size} repeats: {k.min():.2f} to {k.max():.2f}; limit {limit:.2g}.",
     )
 
 
@@ -672,10 +672,10 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Draw
         "loo",
         paint,
         height=2.6,
-        caption=f"Pareto k of leave-one-out cross-validation per datum; {bad.size} of {k.size} lie above {limit:g}. "
+        caption=f"Pareto k of leave-one-out cross-validation per datum; {bad.size} of {k.size} lie above {limit:.2g}. "
         "Data above the line pull the posterior so strongly that their left-out prediction "
         "cannot be estimated from this fit.",
-        alt=f"Pareto k per datum: {bad.size} of {k.size} above {limit:g}.",
+        alt=f"Pareto k per datum: {bad.size} of {k.size} above {limit:.2g}.",
     )
 
 

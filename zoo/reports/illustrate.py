@@ -136,7 +136,7 @@ def posterior_figures(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     """
     sites: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["element"]:
+        if row["element"] and not row["site"].endswith("_summary"):  # statistics of different units
             sites.setdefault(row["site"], []).append(row)
     found: list[Drawing] = []
     for i, (site, mine) in enumerate(sites.items()):
@@ -164,7 +164,7 @@ def first_rows(batch: Batch, whole: frozenset[str], most: int) -> Batch:
     return {k: v if k in whole else v[:most] for k, v in batch.items()}
 
 
-def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 200) -> dict[str, dict[str, float]]:
+def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 100) -> dict[str, dict[str, float]]:
     """Score the predictions of every held-out split by the data's task.
 
     Args:
