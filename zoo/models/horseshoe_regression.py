@@ -46,8 +46,8 @@ is the non-centred form); with orthogonal features :math:`w_j^2 = 1 / \kappa_j`,
 
 Deviations. The paper's priors on the noise, :math:`p(\sigma^2) \propto \sigma^{-2}`, and on the intercept, flat, are
 improper; here :math:`\sigma \sim \mathrm{N}^{+}(0, 1)` on the standardised target and
-:math:`\beta_0 \sim \mathrm{N}(0, 5^2)`. The paper samples the non-centred form with NUTS; the partly centred form, which
-NUTS samples in fewer steps and almost without divergences, and the variational guides are ours. Without a guess,
+:math:`\beta_0 \sim \mathrm{N}(0, 5^2)`. The paper samples the non-centred form with NUTS; the partly centred form,
+which NUTS samples in fewer steps and almost without divergences, and the variational guides are ours. Without a guess,
 :math:`p_0 = \min(5, D / 2)`. ``prior="gaussian"`` is the limit :math:`\tau \lambda_j \to \infty` at a fixed slab
 :math:`c = s`, that is ridge regression.
 
@@ -467,7 +467,7 @@ def _measure_sparse(seed: int, fast: bool) -> dict[str, float]:
     data, beta = _simulated(seed)
     posterior = _sampled(data, seed, fast)
     table = coefficients(posterior).drop(index="intercept")
-    known = (table["sign"] > 0.975) & (table["mean"] != 0)
+    known = table["sign"] > 0.975
     measured = {
         "coefficient error horseshoe": float(((table["mean"] - beta) ** 2).sum()),
         "m_eff": float(unshrunk(posterior, posterior.draws(1_000)).sum(-1).mean()),
@@ -543,8 +543,8 @@ CLAIMS = (
     Claim(
         statement="On a sparse linear problem (5 of 80 features, 100 rows) the horseshoe estimates the coefficients "
         "better than lasso and ridge tuned by cross-validation, predicts better, and finds the effective size.",
-        published="no table; figures show a lower error than less sparse priors",
-        source="Piironen and Vehtari (2017), sec. 4",
+        published="experiments on synthetic and real data illustrate the benefit (no number for this comparison)",
+        source="Piironen and Vehtari (2017), abstract",
         measure=_measure_sparse,
         acceptance=(
             Acceptance(key="coefficient error horseshoe", below="coefficient error lasso"),
@@ -559,8 +559,8 @@ CLAIMS = (
     Claim(
         statement="On real tables the horseshoe predicts at least as well as lasso and ridge tuned by cross-validation "
         "(mean log density of held-out rows, within 0.01 nats).",
-        published="no table; figures show the log predictive density on par with or above lasso",
-        source="Piironen and Vehtari (2017), sec. 4",
+        published="experiments on synthetic and real data illustrate the benefit (no number for this comparison)",
+        source="Piironen and Vehtari (2017), abstract",
         measure=_measure_real,
         acceptance=tuple(
             Acceptance(key=f"{name} horseshoe", above=f"{name} {penalty}", slack=0.01)
@@ -572,8 +572,9 @@ CLAIMS = (
     Claim(
         statement="With separated classes the slab keeps the coefficient finite, where the plain horseshoe lets it "
         "run off (at least ten times larger) and diverges more.",
-        published="the posterior mean of the plain horseshoe may vanish under separation; the slab makes it exist",
-        source="Piironen and Vehtari (2017), sec. 2.3",
+        published="the plain horseshoe does not regularise large coefficients, a problem for weakly identified ones such "
+        "as logistic coefficients under separation (no number)",
+        source="Piironen and Vehtari (2017), abstract and sec. 2.3",
         measure=_measure_separation,
         acceptance=(
             Acceptance(key="coefficient regularised", high=20.0),
