@@ -303,8 +303,8 @@ CLAIMS = (
     Claim(
         statement="NUTS on the centred form diverges (10 or more divergences in 4,000 draws); "
         "the non-centred form has fewer.",
-        published="divergences concentrate at small tau in the centred form and vanish in the non-centred one",
-        source="Betancourt and Girolami (2015), arXiv:1312.0906, sec. 4",
+        published="divergences mark the neck of the centred funnel; the non-centred form has no such neck (no number)",
+        source="Betancourt and Girolami (2015), arXiv:1312.0906",
         measure=_measure_divergences,
         acceptance=(
             Acceptance(key="centred", low=10.0),
