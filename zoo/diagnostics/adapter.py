@@ -20,10 +20,10 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from zoo.errors import DataError, ZooError
+from zoo.inference.predictive import Replicate
 
 if TYPE_CHECKING:
     import arviz as az
@@ -170,16 +170,8 @@ def _same(a: Any, b: Tensor) -> bool:
 
 def _trace(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], *, observed: bool = True) -> Any:
     """Trace the model with its latents at ``draw``; unless ``observed``, data are sampled anew."""
-    free = model if observed else _Replicate()(model)
+    free = model if observed else Replicate()(model)
     return poutine.trace(poutine.condition(free, data=dict(draw))).get_trace(batch)
-
-
-class _Replicate(UnconditionMessenger):  # type: ignore[misc]
-    """Sample observed sites anew, but leave deterministic sites, which are observed too, at what the model computes."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic", False):
-            super()._pyro_sample(msg)
 
 
 def _nesting(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor]) -> int:

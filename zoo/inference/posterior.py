@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -161,7 +162,9 @@ class Posterior:
             DataError: If entries of the batch are missing, of another shape or not finite.
         """
         prepared = self._prepare(batch)
-        return self._runs.predict(self.draws(n, batch=batch and prepared, seed=seed), prepared, seed)
+        draws = self.draws(n, batch=batch and prepared, seed=seed)
+        found = self._runs.predict(draws, prepared, seed)
+        return dataclasses.replace(found, log_prob=self.log_likelihood(batch and prepared, draws=draws))
 
     def log_likelihood(
         self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None
@@ -173,10 +176,12 @@ class Posterior:
             draws: Latent site -> ``(n, ...)``; 1,000 draws if ``None``.
 
         Returns:
-            Observed site -> ``(n, *batch shape)``, not scaled by any plate.
+            Observed site -> ``(n, *batch shape)``, not scaled by any plate, enumerated latents summed out; empty for
+            a batch without targets.
         """
-        prepared = self._prepare(batch)
-        return self._runs.log_likelihood(self.draws(batch=batch) if draws is None else draws, prepared)
+        from zoo.diagnostics.adapter import log_likelihood
+
+        return log_likelihood(self, self._prepare(batch), self.draws(batch=batch) if draws is None else draws)
 
     def log_weights(self, n: int = 1_000, *, seed: int = 0, batch: Batch | None = None) -> Tensor:
         r"""Evaluate the importance weights :math:`\log p(x, z) - \log q(z)` of the guide.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +12,9 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from zoo.errors import PairError
 from zoo.inference.objectives import losses_of, to_pyro
@@ -110,7 +114,8 @@ class Runs:
         chunk = max(1, min(num, max_bytes // max(4 * size, 1)))
 
         def one(_: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-            return function(values)
+            with _FreshNoise():
+                return function(values)
 
         state = seeded(seed, self.device)
         with self.bound(), stream(state):
@@ -169,7 +174,7 @@ class Runs:
         Returns:
             The trace.
         """
-        model = self.pair.model if observed else poutine.uncondition(self.pair.model)
+        model = self.pair.model if observed else Replicate()(self.pair.model)
         conditioned = poutine.condition(model, data=dict(latents))
         names = set(latents)
         trace = poutine.trace(_discrete(conditioned, self._nesting)).get_trace(batch)
@@ -205,11 +210,11 @@ class Runs:
 
         Args:
             latents: Site -> ``(draw, ...)``.
-            batch: The batch; targets are not looked at, except for ``log_prob``.
+            batch: The batch; targets are not looked at.
             seed: Of the stream.
 
         Returns:
-            The prediction.
+            The prediction, without ``log_prob``.
         """
         with self.bound(), stream(seeded(seed, self.device)):
             first = {k: v[0] for k, v in latents.items()}
@@ -233,12 +238,11 @@ class Runs:
             return out
 
         found = self.map(one, _count(latents), latents, seed=seed)
-        log_prob = self.log_likelihood(latents, batch) if observed else {}
         kinds: dict[str, dict[str, Tensor]] = {"samples": {}, "probs": {}, "means": {}}
         for key, value in found.items():
             kind, name = key.split("/", 1)
             kinds[kind][name] = value
-        return Prediction(kinds["samples"], kinds["means"], kinds["probs"], log_prob)
+        return Prediction(kinds["samples"], kinds["means"], kinds["probs"])
 
     def _free_trace(self, first: Mapping[str, Tensor], batch: Batch, seed: int) -> Any:
         """Trace the model on a batch without targets, marking the sites that a batch with targets would observe."""
@@ -249,23 +253,6 @@ class Runs:
             if name not in first and not _subsample(site) and site["infer"].get("enumerate") is None:
                 site["is_observed"] = True
         return trace
-
-    def log_likelihood(self, latents: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Evaluate the log density of every observed datum, unscaled.
-
-        Args:
-            latents: Site -> ``(draw, ...)``.
-            batch: The batch, with its targets.
-
-        Returns:
-            Observed site -> ``(draw, *batch shape of the site)``.
-        """
-
-        def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
-            trace = self.model_trace(values, batch)
-            return {n: trace.nodes[n]["fn"].log_prob(trace.nodes[n]["value"]) for n in _observed(trace)}
-
-        return self.map(one, _count(latents), latents, seed=0)
 
     def log_weights(self, batch: Batch, num: int, seed: int) -> Tensor:
         r"""Evaluate :math:`\log p(x, z) - \log q(z)` at draws of the guide, enumerated latents summed out.
@@ -295,6 +282,41 @@ class Runs:
             return {"w": torch.as_tensor(model_trace.log_prob_sum() - guide_trace.log_prob_sum())}
 
         return self.map(one, num, seed=seed, max_bytes=2**20)["w"]
+
+
+class Replicate(UnconditionMessenger):  # type: ignore[misc]
+    """Sample observed sites anew, but leave deterministic sites, which are observed too, at what the model computes."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic", False):
+            super()._pyro_sample(msg)
+
+
+class _FreshNoise(TorchFunctionMode):
+    """Let distributions draw under :func:`torch.vmap`: they fill new tensors in place, which it refuses."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _NOISE and "distributions" in sys._getframe(1).f_code.co_filename:
+            return _NOISE[func](*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _uniform(like: Tensor) -> Tensor:
+    return torch.rand(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return mean + std * torch.randn(like.shape, dtype=like.dtype, device=like.device)
+
+
+_NOISE: dict[Any, Callable[..., Tensor]] = {
+    torch.Tensor.normal_: _normal,
+    torch.Tensor.uniform_: lambda t, low=0.0, high=1.0: low + (high - low) * _uniform(t),
+    torch.Tensor.exponential_: lambda t, rate=1.0: -torch.log1p(-_uniform(t)) / rate,
+    torch.Tensor.cauchy_: lambda t, median=0.0, scale=1.0: median + scale * torch.tan(math.pi * (_uniform(t) - 0.5)),
+}
 
 
 def _count(latents: Mapping[str, Tensor]) -> int:
