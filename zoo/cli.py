@@ -914,6 +914,7 @@ def _warnings(say: Say) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.showwarning = show
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # torch.vmap, of its own operators
         yield
 
 
