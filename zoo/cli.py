@@ -920,6 +920,8 @@ def _warnings(say: Say) -> Iterator[None]:
 
 def main() -> None:
     """Run the command line; the entry point of ``zoo`` and ``python -m zoo``."""
+    # Torch's threads spin at barriers by default: with another program on the cores, a step then takes 20 times longer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="zoo")
     except KeyboardInterrupt:
