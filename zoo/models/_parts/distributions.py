@@ -41,6 +41,7 @@ class NormalJeffreys(TorchDistribution):  # type: ignore[misc]
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
     has_rsample = False
+    improper = True  # draws of the model on its own are no prior predictive
 
     def __init__(
         self,
