@@ -188,12 +188,12 @@ def test_compiled_equals_eager(name: str, dtype: torch.dtype) -> None:
 
 @each([n for n in METHODS if svi(n)])
 def test_loss_improves(name: str) -> None:
-    first = first_losses(name, torch.float32, True)
-    found = trainer(name, torch.float32, True)
-    found.run(250)
-    last = found.run(30)
+    # Without warm-up: while the weight of the latent terms rises, losses are of different objectives.
+    recipe = replace(method(name).recipe, steps=200, kl_warmup=0.0, warmup=0.0)
+    found = Trainer(pair(name), batch(name), whole=data(name).whole, recipe=recipe, compile=False)
+    losses = found.run(200)
     if not isinstance(found.pair.objective, Alternating):
-        assert float(last.mean()) < float(first[:10].mean())
+        assert float(losses[-20:].mean()) < float(losses[:10].mean())
 
 
 @each([n for n in METHODS if svi(n)])

@@ -441,6 +441,7 @@ def compile_function(
     # Tracing wrote Python frames into every node; thousands of them only slow the compiler down.
     for node in graph.graph.nodes:
         node.meta.pop("stack_trace", None)
+    surplus = _keep_draws(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True, **(options or {})})
@@ -450,7 +451,33 @@ def compile_function(
         return Program(eager, f"cannot be compiled: {_first_line(error)}", len(graph.graph.nodes))
     finally:
         torch.set_rng_state(rng)
-    return Program(compiled, "", len(graph.graph.nodes))
+    call = (lambda *inputs: compiled(*inputs)[:-surplus]) if surplus else compiled
+    return Program(call, "", len(graph.graph.nodes))
+
+
+def _keep_draws(graph: torch.fx.GraphModule) -> int:
+    """Make draws whose values nobody uses outputs, an element of each, and return how many these are."""
+    # A compiler would leave them out, and every later draw would then differ from the eager run's.
+    (end,) = graph.graph.find_nodes(op="output")
+    alive, todo = set(), [end]
+    while todo:
+        node = todo.pop()
+        if node not in alive:
+            alive.add(node)
+            todo += node.all_input_nodes
+    lost = [
+        node
+        for node in graph.graph.nodes
+        if node not in alive
+        and isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    ]
+    with graph.graph.inserting_before(end):
+        for node in lost:
+            flat = graph.graph.call_function(torch.ops.aten.reshape.default, (node, [-1]))
+            one = graph.graph.call_function(torch.ops.aten.slice.Tensor, (flat, 0, 0, 1))
+            end.args = ((*end.args[0], one),)
+    return len(lost)
 
 
 def _first_line(error: BaseException) -> str:
