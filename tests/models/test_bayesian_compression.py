@@ -330,3 +330,26 @@ def test_method_names_its_parts() -> None:
     assert METHOD.name == "bayesian_compression"
     assert METHOD.build is build
     assert set(METHOD.sites(METHOD.smoke)) == {f"{s}_{l}" for s in "zWb" for l in range(3)}
+
+
+def test_the_fast_subset_of_the_claims_measures_every_key() -> None:
+    values = bc._measure(0, True)
+    asked = {a.key for claim in METHOD.claims for a in claim.acceptance}
+    asked |= {other for claim in METHOD.claims for a in claim.acceptance for other in (a.below, a.above) if other}
+    assert asked <= set(values)
+    assert all(math.isfinite(v) for v in values.values())
+    assert values["error mean field"] < 50  # of ten classes
+
+
+def test_magnitude_pruning_keeps_its_zeros_while_tuned() -> None:
+    data = make_data()
+    with torch.random.fork_rng():
+        dense = bc._train(bc._dense(data, (6,)), data, 20)
+        cut = bc._prune_by_magnitude(dense, 4.0)
+        pattern = [m.weight == 0 for m in cut if isinstance(m, nn.Linear)]
+        kept = sum(int((~p).sum()) for p in pattern)
+        assert kept == round((FEATURES * 6 + 6 * CLASSES) / 4)
+        bc._train(cut, data, 20)
+    linear = [m for m in cut if isinstance(m, nn.Linear)]
+    assert all(bool((m.weight[p] == 0).all()) for m, p in zip(linear, pattern, strict=True))
+    assert not any(bool((m.weight == 0).any()) for m in dense if isinstance(m, nn.Linear))

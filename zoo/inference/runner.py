@@ -433,8 +433,8 @@ def _particles(pair: Pair, num: int | None) -> Pair:
 
 def _settled(losses: Tensor) -> bool:
     """Decide whether the loss has stopped falling, from the last quarter of the run and the quarter before."""
-    # Noise must not look like rest, so it is the upper bound of the improvement, two standard errors above its estimate,
-    # that has to be small: below half a nat, or a thousandth of the loss. The quarters grow with the run.
+    # Noise must not look like rest, so it is the upper bound of the improvement, two standard errors above its
+    # estimate, that has to be small: below half a nat, or a thousandth of the loss. The quarters grow with the run.
     size = len(losses) // 40  # ten blocks a quarter: neighbouring losses are correlated, block means hardly
     if size < 10:
         return False

@@ -1,0 +1,1 @@
+"""One file per method; every public file is discovered by the registry."""

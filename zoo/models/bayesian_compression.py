@@ -301,14 +301,13 @@ def _rounded(layer: Layer) -> Tensor:
     return (layer.mean / step).round() * step
 
 
-def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "validation") -> list[Tensor]:
+def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "validation") -> list[Tensor]:
     r"""Choose a threshold per layer on validation data, by a rule and not by eye.
 
     Units leave one small group at a time, in each layer in the order of its ``score``. Among the layers, that group
     goes next which raises the log loss on the split least per weight that it frees. Of the networks on this path, the
-    last is taken before the error first exceeds the error of the whole network by more than ``tolerance`` of its
-    standard errors. Every network is measured as it will be used: posterior means, rounded to :func:`bit_widths`. The
-    thresholds are the scores at which each layer was cut.
+    smallest is taken whose error, with weights rounded to :func:`bit_widths`, exceeds that of the whole network by no
+    more than ``tolerance`` of its standard errors. The thresholds are the scores at which each layer was cut.
 
     Args:
         posterior: A fit of this method.
@@ -323,7 +322,7 @@ def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "
     x = batch["x"].flatten(1).to(stack[0].mean)
     y = batch["y"].to(x.device)
     ranks = [layer.score.argsort() for layer in stack]
-    counts = [len(rank) for rank in ranks]
+    counts, outputs = [len(rank) for rank in ranks], len(stack[-1].bias)
 
     def masks(counts: Sequence[int]) -> list[Tensor]:
         kept = [torch.zeros(len(rank), dtype=torch.bool, device=rank.device) for rank in ranks]
@@ -331,34 +330,39 @@ def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "
             mask[rank[:count]] = True
         return kept
 
-    def measure(counts: Sequence[int]) -> tuple[float, float]:
+    def logits(counts: Sequence[int], *, rounded: bool) -> Tensor:
         keep = masks(counts)
         h = x[:, keep[0]]
         for l, layer in enumerate(_shrunk(stack, keep)):
-            h = h @ _rounded(layer) + layer.bias
+            h = h @ (_rounded(layer) if rounded else layer.mean) + layer.bias
             h = h.relu() if l + 1 < len(stack) else h
-        return float(nn.functional.cross_entropy(h, y)), float((h.argmax(-1) != y).double().mean())
+        return h
 
-    outputs = len(stack[-1].bias)
-    loss, error = measure(counts)
-    limit = error + tolerance * math.sqrt(error * (1 - error) / len(y))
+    def error(counts: Sequence[int], *, rounded: bool) -> float:
+        return float((logits(counts, rounded=rounded).argmax(-1) != y).double().mean())
+
+    def loss(counts: Sequence[int]) -> float:
+        return float(nn.functional.cross_entropy(logits(counts, rounded=False), y))
+
+    whole = error(counts, rounded=False)
+    limit = whole + tolerance * math.sqrt(whole * (1 - whole) / len(y))
+    chosen, now = counts, loss(counts)
     while True:
-        proposals = []
+        steps = []
         for l, count in enumerate(counts):
             fewer = count - max(1, count // 25)
             if fewer < 1:
                 continue
-            proposal = [*counts[:l], fewer, *counts[l + 1 :]]
-            after = measure(proposal)
-            freed = _num_weights([*counts, outputs]) - _num_weights([*proposal, outputs])
-            proposals.append(((after[0] - loss) / freed, proposal, after))
-        if not proposals:
-            break
-        _, proposal, (loss, error) = min(proposals)
-        if error > limit:
-            break
-        counts = proposal
-    return masks(counts)
+            after = [*counts[:l], fewer, *counts[l + 1 :]]
+            freed = _num_weights([*counts, outputs]) - _num_weights([*after, outputs])
+            # A loss that falls is noise of the split: such groups go by the weights that they free.
+            steps.append((max(loss(after) - now, 0.0) / freed, -freed, after))
+        if not steps:
+            return masks(chosen)
+        counts = min(steps)[-1]
+        now = loss(counts)
+        if error(counts, rounded=True) <= limit:
+            chosen = counts
 
 
 def _num_weights(sizes: Sequence[int]) -> int:
@@ -622,8 +626,8 @@ CLAIMS = (
     ),
     Claim(
         statement="Pruned and rounded, the network errs less than plain mean field with all of its weights.",
-        published="mean field with standard normal priors does not prune and underfits",
-        source="Louizos, Ullrich, Welling (2017), sec. 2 and 5",
+        published="not in the paper's tables, which compare compressed networks (no number for this comparison)",
+        source="measured here",
         measure=_measure,
         acceptance=(Acceptance(key="error GNJ", below="error mean field"),),
         budget=400,
@@ -652,7 +656,7 @@ def sites(hyper: Hyper) -> dict[str, tuple[str, ...]]:
 
 METHOD = Method(
     name="bayesian_compression",
-    title="Bayesian compression: group sparsity prunes units, posterior variance sets the bits",
+    title="Bayesian compression: networks that prune units and count bits",
     paper="louizos2017bayesian",
     task="classification",
     hyper=Hyper,
