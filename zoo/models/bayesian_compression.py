@@ -115,6 +115,7 @@ __all__ = [
 _START_SCALE = 0.05  # of every normal and log-normal in the guide
 _FLOAT_BITS = 32
 _SIGNIFICAND_BITS = 23
+_ORDER_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,13 +302,14 @@ def _rounded(layer: Layer) -> Tensor:
     return (layer.mean / step).round() * step
 
 
-def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "validation") -> list[Tensor]:
+def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "validation") -> list[Tensor]:
     r"""Choose a threshold per layer on validation data, by a rule and not by eye.
 
     Units leave one small group at a time, in each layer in the order of its ``score``. Among the layers, that group
-    goes next which raises the log loss on the split least per weight that it frees. Of the networks on this path, the
-    smallest is taken whose error, with weights rounded to :func:`bit_widths`, exceeds that of the whole network by no
-    more than ``tolerance`` of its standard errors. The thresholds are the scores at which each layer was cut.
+    goes next which raises the log loss of up to 2,000 training rows least per weight that it frees. Of the networks on
+    this path, the smallest is taken whose error on the split, with weights rounded to :func:`bit_widths`, exceeds that
+    of the whole network by no more than ``tolerance`` of its standard errors. The thresholds are the scores at which
+    each layer was cut.
 
     Args:
         posterior: A fit of this method.
@@ -317,10 +319,13 @@ def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "
     Returns:
         For every layer, which of its input units to keep, ``(inputs,)``, boolean.
     """
-    batch = posterior.data.split(split)
     stack = layers(posterior.params)
-    x = batch["x"].flatten(1).to(stack[0].mean)
-    y = batch["y"].to(x.device)
+
+    def rows(batch: Batch, num: int | None = None) -> tuple[Tensor, Tensor]:
+        x = batch["x"][:num].flatten(1).to(stack[0].mean)
+        return x, batch["y"][:num].to(x.device)
+
+    order, held = rows(posterior.data.train, _ORDER_ROWS), rows(posterior.data.split(split))
     ranks = [layer.score.argsort() for layer in stack]
     counts, outputs = [len(rank) for rank in ranks], len(stack[-1].bias)
 
@@ -330,7 +335,7 @@ def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "
             mask[rank[:count]] = True
         return kept
 
-    def logits(counts: Sequence[int], *, rounded: bool) -> Tensor:
+    def logits(x: Tensor, counts: Sequence[int], *, rounded: bool) -> Tensor:
         keep = masks(counts)
         h = x[:, keep[0]]
         for l, layer in enumerate(_shrunk(stack, keep)):
@@ -339,13 +344,13 @@ def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "
         return h
 
     def error(counts: Sequence[int], *, rounded: bool) -> float:
-        return float((logits(counts, rounded=rounded).argmax(-1) != y).double().mean())
+        return float((logits(held[0], counts, rounded=rounded).argmax(-1) != held[1]).double().mean())
 
     def loss(counts: Sequence[int]) -> float:
-        return float(nn.functional.cross_entropy(logits(counts, rounded=False), y))
+        return float(nn.functional.cross_entropy(logits(order[0], counts, rounded=False), order[1]))
 
     whole = error(counts, rounded=False)
-    limit = whole + tolerance * math.sqrt(whole * (1 - whole) / len(y))
+    limit = whole + tolerance * math.sqrt(whole * (1 - whole) / len(held[1]))
     chosen, now = counts, loss(counts)
     while True:
         steps = []
@@ -355,7 +360,7 @@ def choose_units(posterior: Posterior, *, tolerance: float = 0.5, split: str = "
                 continue
             after = [*counts[:l], fewer, *counts[l + 1 :]]
             freed = _num_weights([*counts, outputs]) - _num_weights([*after, outputs])
-            # A loss that falls is noise of the split: such groups go by the weights that they free.
+            # A loss that falls is noise: such groups go by the weights that they free.
             steps.append((max(loss(after) - now, 0.0) / freed, -freed, after))
         if not steps:
             return masks(chosen)
@@ -666,6 +671,6 @@ METHOD = Method(
     build=build,
     engines=("svi",),
     claims=CLAIMS,
-    recipe=Recipe(steps=8_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
+    recipe=Recipe(steps=10_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
     summary=summary,
 )
