@@ -317,6 +317,24 @@ def test_existing_folders_are_not_overwritten_by_accident() -> None:
     assert [p.name for p in Path("mine").iterdir()] == ["thesis.txt"]
 
 
+def test_overwrite_replaces_the_fit_and_leaves_what_is_not_of_the_zoo() -> None:
+    assert run("fit", "eight_schools", *QUICK, "--out", "o").exit_code == 0
+    Path("o/notes").mkdir()
+    theirs = {Path("o/thesis.txt"): "years", Path("o/notes/a.txt"): "more"}
+    for path, text in theirs.items():
+        path.write_text(text)
+    before = Path("o/posterior.safetensors").read_bytes()
+    for more in ((), ("--checkpoint-every", "5")):
+        again = run("fit", "eight_schools", *QUICK, "--out", "o", "--overwrite", "--seed", "1", *more)
+        assert again.exit_code == 0, again.stderr
+        assert {path: path.read_text() for path in theirs} == theirs
+        assert Path("o/posterior.safetensors").read_bytes() != before
+    Path("o/report.html").write_text("mine")
+    assert "holds report.html, which the zoo did not write" in fails(
+        "fit", "eight_schools", *QUICK, "--out", "o", "--overwrite"
+    )
+
+
 def test_a_failing_fit_keeps_the_folder_that_it_would_have_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("fit", "eight_schools", *QUICK, "--out", "o").exit_code == 0
     before = sorted((p.name, p.read_bytes()) for p in Path("o").iterdir())

@@ -7,9 +7,7 @@ import errno
 import json as jsonlib
 import math
 import os
-import secrets
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from zoo import __version__, registry
+from zoo import __version__, outputs, registry
 from zoo.errors import ArtifactError, DataError, PairError, UnknownNameError, ZooError, suggest
 
 if TYPE_CHECKING:
@@ -345,7 +343,6 @@ class _Dtype(StrEnum):
     float64 = "float64"
 
 
-_SETTINGS = "fit.json"  # beside a checkpoint: what `--resume` goes on with
 _SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every")
 _NUTS_ONLY = ("chains", "tune", "draws")
 
@@ -363,7 +360,9 @@ def fit(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the --out folder if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier fit in --out; other files there stay.")
+    ] = False,
     engine: Annotated[_Engine | None, typer.Option(help="Default: the method's first.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps (svi).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the fit.")] = 0,
@@ -460,11 +459,11 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
     dataset = _dataset(settings["data"] or method.default_data, settings["target"])
     checkpoint = settings["checkpoint_every"] is not None
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings[k] is not None}
-    with _whole(folder, keep=checkpoint, resume=resume) as stage:
+    with outputs.whole(folder, keep=checkpoint, resume=resume) as stage:
         if checkpoint and not resume:
             from zoo.reports.files import dumps, write_texts
 
-            write_texts({folder / _SETTINGS: dumps(settings)})
+            write_texts({folder / outputs.SETTINGS: dumps(settings)})
         say.note(f"{method.title}: {dataset.name}, {engine}")
         with _warnings(say):
             from zoo.inference.runner import fit as run
@@ -811,21 +810,24 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
         raise DataError(f"--out '{folder}' is a file; name a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
+    mine = {path.name for path in outputs.ours(folder)}
     if not overwrite:
-        unfinished = (folder / _SETTINGS).exists() and not (folder / "posterior.json").exists()
+        unfinished = outputs.SETTINGS in mine and "posterior.json" not in mine
         more = f"go on with it by `zoo fit --resume {folder}`, or " if unfinished else ""
         raise DataError(f"--out '{folder}' exists and is not empty; {more}add --overwrite or choose another folder")
-    if not ((folder / "posterior.json").exists() or (folder / _SETTINGS).exists()):
-        raise DataError(f"--out '{folder}' holds no posterior of the zoo, so it is not replaced; choose another folder")
+    if not mine & {"posterior.json", outputs.SETTINGS}:
+        raise DataError(
+            f"--out '{folder}' holds no posterior of the zoo, so nothing is replaced; choose another folder"
+        )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / _SETTINGS
+    path = folder / outputs.SETTINGS
     if (folder / "posterior.json").exists():
         raise DataError(f"the fit in '{folder}' is finished; `zoo report {folder}` writes its report")
     if not path.is_file():
         raise DataError(
-            f"'{folder}' holds no interrupted fit (no {_SETTINGS}); start one with --checkpoint-every K --out DIR"
+            f"'{folder}' holds no interrupted fit (no {path.name}); start one with --checkpoint-every K --out DIR"
         )
     try:
         found = jsonlib.loads(path.read_text(encoding="utf-8"))
@@ -834,66 +836,6 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactError(f"'{path}' is damaged: {error}") from error
     return found
-
-
-@contextmanager
-def _whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
-    """Yield a folder aside whose files come into place together when the block ends well, and vanish otherwise.
-
-    Args:
-        folder: Where the files go; an existing one is replaced.
-        keep: Whether ``folder`` itself holds checkpoints while the fit runs, which an interruption leaves there.
-        resume: Whether it held some before.
-
-    Yields:
-        The folder aside.
-
-    Raises:
-        DataError: If the folders cannot be made or moved.
-    """
-    made: list[Path] = []
-    stage = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    old = stage.with_suffix(".old")
-    try:
-        try:
-            for parent in reversed([p for p in folder.absolute().parents if not p.exists()]):
-                parent.mkdir()
-                made.append(parent)
-            stage.mkdir()
-            if keep and not resume:
-                if folder.exists():
-                    folder.rename(old)
-                folder.mkdir()
-        except OSError as error:
-            raise DataError(f"cannot write to '{folder}': {error.strerror or error}; choose another --out") from error
-        yield stage
-        try:
-            if folder.exists() and not keep:
-                folder.rename(old)
-            if keep:
-                (stage / _SETTINGS).write_bytes((folder / _SETTINGS).read_bytes())
-                folder.rename(stage.with_suffix(".done"))
-            stage.rename(folder)
-        except OSError as error:
-            raise DataError(f"cannot write to '{folder}': {error.strerror or error}; choose another --out") from error
-        shutil.rmtree(stage.with_suffix(".done"), ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as stop:
-        shutil.rmtree(stage, ignore_errors=True)
-        resumable = keep and any(folder.rglob("checkpoint.safetensors"))
-        if keep and not resumable and not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        if old.exists():
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(folder)
-        for parent in reversed(made):
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
-        if resumable and isinstance(stop, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"; go on with: zoo fit --resume {shlex.quote(str(folder))}") from stop
-        raise
 
 
 @contextmanager

@@ -1,0 +1,183 @@
+"""The folder that a fit writes: its files come into place together, and whatever else is in it is never touched."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zoo.errors import DataError
+
+__all__ = ["SETTINGS", "foreign", "ours", "whole"]
+
+SETTINGS = "fit.json"  # beside a checkpoint: what `--resume` goes on with
+_CHECKPOINT = "checkpoint.safetensors"
+_HEAD = 2**20
+# What each file of the zoo says of itself near its beginning.
+_MARKS = {
+    "posterior.json": b'"pyro-zoo posterior"',
+    "report.html": b'content="pyro-zoo ',
+    "report.json": b'"pyro-zoo report ',
+    SETTINGS: b'"checkpoint_every"',
+    _CHECKPOINT: b"pyro-zoo state",
+}
+_TENSORS = "posterior.safetensors"  # says nothing of itself; the JSON beside it does
+
+
+def ours(folder: Path) -> list[Path]:
+    """Return the files in a folder that a fit wrote, told by their names and by what they say of themselves.
+
+    Args:
+        folder: Any folder; one that does not exist holds none.
+
+    Returns:
+        Paths, ``posterior.json`` first.
+    """
+    checkpoints = sorted(folder.glob(f"restart-*/{_CHECKPOINT}"))
+    found = [path for path in (*(folder / name for name in _MARKS), *checkpoints) if _is_ours(path)]
+    tensors = folder / _TENSORS
+    if tensors.is_file() and any(path.name in ("posterior.json", SETTINGS) for path in found):
+        found.append(tensors)
+    return found
+
+
+def foreign(folder: Path) -> list[Path]:
+    """Return what stands in a folder under a name that a fit writes, but is not of the zoo.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        Paths.
+    """
+    mine = set(ours(folder))
+    return [p for p in (folder / name for name in (*_MARKS, _TENSORS)) if os.path.lexists(p) and p not in mine]
+
+
+@contextmanager
+def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
+    """Yield a folder aside whose files come into place together when the block ends well, and vanish otherwise.
+
+    In an existing folder only files of the zoo are replaced or removed. A symbolic link is followed.
+
+    Args:
+        folder: Where the files go.
+        keep: Whether ``folder`` itself holds checkpoints while the fit runs, which an interruption leaves there.
+        resume: Whether it held some before.
+
+    Yields:
+        The folder aside.
+
+    Raises:
+        DataError: If files cannot be made or moved, or a file that is not of the zoo is in the way.
+        KeyboardInterrupt: As it came, with the command to go on where there is a checkpoint.
+    """
+    named, folder = folder, folder.resolve()
+    _refuse_foreign(folder, named)
+    made: list[Path] = []
+    scratch = folder
+    done = resumable = False
+    try:
+        try:
+            needed = [folder, *folder.parents] if keep else folder.parents
+            for path in reversed([p for p in needed if not p.exists()]):
+                path.mkdir()
+                made.append(path)
+            mark = f"{secrets.token_hex(4)}.part"
+            scratch = folder / f".{mark}" if folder.exists() else folder.with_name(f".{folder.name}.{mark}")
+            new, old, spent = (scratch / name for name in ("new", "old", "spent"))
+            new.mkdir(parents=True)
+            if keep and not resume:
+                _move(ours(folder), folder, old)
+        except OSError as error:
+            raise DataError(_unwritable(named, error)) from error
+        yield new
+        try:
+            if keep:
+                (new / SETTINGS).write_bytes((folder / SETTINGS).read_bytes())
+            if folder.exists():
+                _refuse_foreign(folder, named)
+                _swap(folder, new, spent)
+            else:
+                new.rename(folder)
+            done = True
+        except OSError as error:
+            raise DataError(_unwritable(named, error)) from error
+        for path in folder.glob("restart-*"):
+            if path.is_dir() and (spent / path.name).exists() and not any(path.iterdir()):
+                path.rmdir()
+    except BaseException as stop:
+        resumable = keep and any(path.name == _CHECKPOINT for path in ours(folder))
+        if not done and keep and not resume and not resumable and (scratch / "old").exists():
+            for path in ours(folder):
+                path.unlink()
+            _move(_files(scratch / "old"), scratch / "old", folder)
+        if resumable and isinstance(stop, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"; go on with: zoo fit --resume {shlex.quote(str(named))}") from stop
+        raise
+    finally:
+        # What could not be moved back stays aside rather than being lost.
+        stranded = [] if done or resumable else [*_files(scratch / "old"), *_files(scratch / "spent")]
+        if scratch != folder and not stranded:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for path in reversed(made):
+            if path.exists() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _swap(folder: Path, new: Path, spent: Path) -> None:
+    """Put the files of ``new`` in place of the zoo's own in ``folder``, which go to ``spent``, or change nothing."""
+    _move(ours(folder), folder, spent)
+    try:
+        # The description comes last, so that a posterior which can be seen is whole.
+        _move(sorted(_files(new), key=lambda path: path.name == "posterior.json"), new, folder)
+    except BaseException:
+        _move(_files(spent), spent, folder)
+        raise
+
+
+def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
+    """Move files from one folder to another, all or none."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        target.mkdir(exist_ok=True)
+        for path in paths:
+            to = target / path.relative_to(source)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            moved.append((path, to))
+            path.rename(to)
+    except BaseException:
+        for path, to in reversed(moved):
+            if os.path.lexists(to) and not os.path.lexists(path):
+                to.rename(path)
+        raise
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _MARKS[path.name] in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def _refuse_foreign(folder: Path, named: Path) -> None:
+    in_the_way = foreign(folder)
+    if in_the_way:
+        names = ", ".join(path.name for path in in_the_way)
+        raise DataError(
+            f"--out '{named}' holds {names}, which the zoo did not write and would have to replace; move it away or "
+            "choose another folder"
+        )
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"cannot write to '{folder}': {error.strerror or error}; choose another --out"
