@@ -112,6 +112,13 @@ def test_show_and_cite(name: str) -> None:
     assert len(found["claims"]) == len(method.claims)
     for word in (method.title, method.task, *found["hyper"]):
         assert word in shown.stdout
+    if found["kind"] == "method":
+        assert (found["use_when"], found["avoid_when"], found["needs"]) == (
+            method.use_when,
+            method.avoid_when,
+            method.needs,
+        )
+        assert method.use_when.split()[-1] in shown.stdout
     assert run("cite", name).stdout.startswith("@")
     assert method.paper in json.loads(run("cite", name, "--json").stdout)["bibtex"]
 

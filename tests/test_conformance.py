@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -116,6 +117,23 @@ def test_is_cited_documented_and_tested(name: str) -> None:
     assert (ROOT / "docs" / f"{name}.md").is_file()
     assert (ROOT / "tests" / "models" / f"test_{name}.py").is_file()
     assert zoo.get(name).claims, "a method says what its paper claims"
+
+
+@each(METHODS)
+def test_says_when_to_use_it_and_what_it_needs(name: str) -> None:
+    entry = next(e for e in registry.entries() if e.name == name)
+    call = next(
+        node.value
+        for node in ast.parse(entry.path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "METHOD"
+    )
+    assert isinstance(call, ast.Call)
+    literals = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+    for field in ("use_when", "avoid_when", "needs"):
+        text = literals.get(field)
+        assert isinstance(text, str), f"{field} of METHOD must be a literal string"
+        assert len(text.split()) >= 8, f"{field} says too little"
+        assert text.endswith(".")
 
 
 @each(NAMES)

@@ -205,7 +205,7 @@ _Name = Annotated[str, typer.Argument(help="Method, as `zoo list` names it.", me
 
 @app.command(epilog=_EPILOG)
 def show(ctx: typer.Context, name: _Name) -> None:
-    """Show a method: its process, hyper-parameters, engines and claims."""
+    """Show a method: when to use it and what it needs, its process, hyper-parameters, engines and claims."""
     import ast
 
     from zoo.reports import rst
@@ -233,6 +233,9 @@ def show(ctx: typer.Context, name: _Name) -> None:
     rows = [("name", name), ("paper", f"{method.paper} (zoo cite {name})"), ("task", method.task)]
     if isinstance(method, Method):
         values |= {"default_data": method.default_data, "recipe": dataclasses.asdict(method.recipe)}
+        for field in ("use_when", "avoid_when", "needs"):
+            values[field] = getattr(method, field)
+            rows.append((field.replace("_", " "), values[field]))
         rows += [("engines", ", ".join(engines)), ("default data", method.default_data)]
         rows.append((
             "recipe",

@@ -312,7 +312,8 @@ class Claim:
 class Method(Generic[H]):
     """A published method: what it is called, how its pair is built, what its paper claims.
 
-    ``name``, ``title``, ``paper`` and ``task`` are literals in the method's file, so that listing imports nothing.
+    All texts (``name``, ``title``, ``paper``, ``task``, ``use_when``, ``avoid_when``, ``needs``) are literals in the
+    method's file, so that listing imports nothing.
 
     Args:
         name: File stem, registry name and command-line name.
@@ -330,6 +331,9 @@ class Method(Generic[H]):
         recipe: How it is fitted unless told otherwise.
         summary: ``summary(posterior)`` -> quantities of interest by name (numbers or short strings), for the command
             line and the report.
+        use_when: For which data and questions it is a good choice, in sentences.
+        avoid_when: For which it is not, and what is better there.
+        needs: What the data must hold, and what else is needed.
     """
 
     name: str
@@ -346,6 +350,9 @@ class Method(Generic[H]):
     claims: tuple[Claim, ...] = ()
     recipe: Recipe = Recipe()
     summary: Callable[[Posterior], Mapping[str, Any]] | None = None
+    use_when: str = ""
+    avoid_when: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

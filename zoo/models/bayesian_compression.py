@@ -673,4 +673,12 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=10_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
     summary=summary,
+    use_when="You need a smaller dense classifier, or want to see which inputs a network uses, and can pay for one "
+    "longer training run.",
+    avoid_when="The uncertainty of the weights is the aim: intervals of a tempered mean-field posterior are too "
+    "narrow. The target is a number: only classes are supported. Sparsity of single weights is enough: magnitude "
+    "pruning keeps fewer.",
+    needs="A table or images with classes as target, thousands of rows rather than hundreds, features whose zero "
+    "means nothing (pixels in [0, 1], standardised columns), and validation rows, on which the pruned units are "
+    "chosen.",
 )

@@ -353,4 +353,11 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=20_000, learning_rate=1e-2, schedule="cosine"),
     summary=summary,
+    use_when="You have one estimate and one known standard error per group (schools, studies, sites) and want to "
+    "pool them; or you want a small model whose right answer is known, to try an engine or a diagnostic.",
+    avoid_when="The standard errors are themselves estimated from few data (model the raw data), groups differ for "
+    "known reasons (add covariates), or an effect may be an outlier, which the normal population pulls in.",
+    needs="A batch with the estimates y and their standard errors sigma, built in Python as a zoo.Dataset (a file "
+    "read by --data has no such entries). Prior scales are in the units of y: set mu_scale and tau_scale to those of "
+    "your data.",
 )

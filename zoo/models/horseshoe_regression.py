@@ -637,4 +637,11 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=10_000, learning_rate=1e-2, schedule="cosine"),
     summary=summary,
+    use_when="Few of tens to a few thousand columns are expected to matter, correlated ones too, and you want each "
+    "effect in your own units with its uncertainty and the probability of its sign.",
+    avoid_when="Most columns matter a little (set prior=gaussian, ridge regression). Effects are not linear in the "
+    "columns that you give. There are more than two classes. A list of selected features is wanted rather than a "
+    "posterior.",
+    needs="A table with a number or two classes as target; text columns become indicators. NUTS takes all rows in "
+    "every step: beyond some ten thousand rows choose --engine svi, whose intervals are too narrow.",
 )
