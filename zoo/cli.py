@@ -233,9 +233,9 @@ def show(ctx: typer.Context, name: _Name) -> None:
     rows = [("name", name), ("paper", f"{method.paper} (zoo cite {name})"), ("task", method.task)]
     if isinstance(method, Method):
         values |= {"default_data": method.default_data, "recipe": dataclasses.asdict(method.recipe)}
-        for field in ("use_when", "avoid_when", "needs"):
-            values[field] = getattr(method, field)
-            rows.append((field.replace("_", " "), values[field]))
+        for key in ("use_when", "avoid_when", "needs"):
+            values[key] = getattr(method, key)
+            rows.append((key.replace("_", " "), values[key]))
         rows += [("engines", ", ".join(engines)), ("default data", method.default_data)]
         rows.append((
             "recipe",
