@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import PairError, UnknownMethodError, suggest
+from zoo.errors import DataError, PairError, UnknownMethodError, suggest
 from zoo.types import Diagnostic, Method
 
-__all__ = ["Entry", "bibtex", "entries", "get", "names"]
+__all__ = ["Entry", "bibtex", "entries", "find_bibtex", "from_file", "get", "names", "scan"]
 
 _FIELDS = ("name", "title", "paper", "task")
 
@@ -50,7 +52,21 @@ def entries() -> tuple[Entry, ...]:
     Raises:
         PairError: If a method file does not end in a ``METHOD`` or ``DIAGNOSTIC`` with literal fields.
     """
-    folder = Path(__file__).parent / "models"
+    return scan(Path(__file__).parent / "models")
+
+
+def scan(folder: Path) -> tuple[Entry, ...]:
+    """Return an entry for every method file in a folder, like :func:`entries`.
+
+    Args:
+        folder: Where the method files lie.
+
+    Returns:
+        The entries.
+
+    Raises:
+        PairError: If a method file does not end in a ``METHOD`` or ``DIAGNOSTIC`` with literal fields.
+    """
     return tuple(_read(path) for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_"))
 
 
@@ -98,17 +114,62 @@ def bibtex(name: str) -> str:
     entry = next((e for e in entries() if e.name == name), None)
     if entry is None:
         raise UnknownMethodError(f"method '{name}' is unknown{suggest(name, names())}")
-    text = ast.get_docstring(ast.parse(entry.path.read_text(encoding="utf-8"))) or ""
-    start = re.search(r"@\w+\{" + re.escape(entry.paper) + r"\s*,", text)
+    return find_bibtex(entry.path, entry.paper)
+
+
+def find_bibtex(path: Path, key: str) -> str:
+    """Return a BibTeX entry in the docstring of a method file.
+
+    Args:
+        path: The method file.
+        key: Key of the entry.
+
+    Returns:
+        The entry, dedented.
+
+    Raises:
+        PairError: If the docstring holds no entry with this key.
+    """
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    start = re.search(r"@\w+\{" + re.escape(key) + r"\s*,", text)
     if start is None:
-        raise PairError(f"{entry.path.name}: no BibTeX entry '{entry.paper}' in the docstring")
+        raise PairError(f"{path.name}: no BibTeX entry '{key}' in the docstring")
     depth = 0
     for i in range(start.start(), len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if text[i] == "}" and depth == 0:
             line = text.rfind("\n", 0, start.start()) + 1
             return textwrap.dedent(text[line : i + 1])
-    raise PairError(f"{entry.path.name}: the BibTeX entry '{entry.paper}' is not closed")
+    raise PairError(f"{path.name}: the BibTeX entry '{key}' is not closed")
+
+
+def from_file(path: Path) -> Method[Any] | Diagnostic[Any]:
+    """Import a method file that need not be registered.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its ``METHOD`` or ``DIAGNOSTIC``.
+
+    Raises:
+        DataError: If the file does not exist, is no Python, or defines neither.
+    """
+    if not path.is_file():
+        raise DataError(f"file '{path}' does not exist; give the path of a method file, or a name from `zoo list`")
+    spec = importlib.util.spec_from_file_location(f"_zoo_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"'{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise DataError(f"'{path}' line {error.lineno}: {error.msg}") from error
+    found: Method[Any] | Diagnostic[Any] | None = getattr(module, "METHOD", None) or getattr(module, "DIAGNOSTIC", None)
+    if found is None:
+        raise DataError(f"'{path}' defines no METHOD")
+    return found
 
 
 def _read(path: Path) -> Entry:

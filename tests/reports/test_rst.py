@@ -93,3 +93,33 @@ def test_every_method_has_a_readable_process(name: str) -> None:
     assert ":math:" not in text
     assert ".. math" not in text
     assert "\\" not in text, "every TeX command has a sign"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (":math:`x_i` of ``a<b``, :func:`zoo.fit`, *soft* **hard**", "$x_i$ of `a<b`, `zoo.fit`, *soft* **hard**"),
+        (r":math:`\{a\}`, :math:`T < 1`", r"$`\{a\}`$, $`T < 1`$"),
+        ("2 * 3 < 4$ `", r"2 \* 3 \< 4\$ \`"),
+        ("`label <https://a.b/c>`_ https://a.b", "[label](https://a.b/c) https://a.b"),
+        (".. math:: a = b", "$$\na = b\n$$"),
+        (".. math::\n\n    a &= b \\\\\n    c &= d", "$$\n\\begin{aligned}\na &= b \\\\\nc &= d\n\\end{aligned}\n$$"),
+        ("- one\n  two\n- three", "- one two\n- three"),
+        ("Do::\n\n    x = 1", "Do:\n\n```\nx = 1\n```"),
+        ("====  =====\na     b\n====  =====\n``x|y``  :math:`|z|`\n====  =====".replace("``x|y``  ", "x|y   "),
+         "| a | b |\n|---|---|\n| x\\|y | $\\vert z\\vert $ |"),
+    ],
+)  # fmt: skip
+def test_markdown(text: str, shown: str) -> None:
+    assert rst.to_markdown(text) == shown
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_markdown_of_every_method_has_paired_dollars_and_equal_rows(name: str) -> None:
+    path = next(e.path for e in registry.entries() if e.name == name)
+    text = rst.to_markdown(rst.without_bibtex(ast.get_docstring(ast.parse(path.read_text())) or ""))
+    assert text.count("$$") % 2 == 0
+    assert text.replace("$$", "").count("$") % 2 == 0
+    assert not [w for w in (":math:", ".. math", "``") if w in text]
+    bars = [line.replace(r"\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
+    assert len(set(bars)) == 1

@@ -1,4 +1,4 @@
-r"""A method's docstring as HTML or plain text: the small part of reStructuredText that method files use.
+r"""A method's docstring as HTML, Markdown or plain text: the small part of reStructuredText that method files use.
 
 Paragraphs, ``.. math::``, ``.. code-block::``, simple tables, bullet lists, ``literals``, *emphasis*, inline
 ``:math:`` and links. Whatever else stands there is shown as it is written.
@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-__all__ = ["formula", "to_html", "to_text", "without_bibtex"]
+__all__ = ["formula", "to_html", "to_markdown", "to_text", "without_bibtex"]
 
 _LOWER = (
     "α alpha β beta γ gamma δ delta ε epsilon ζ zeta η eta θ theta ι iota κ kappa λ lambda μ mu ν nu ξ xi π pi ρ rho "
@@ -250,6 +250,40 @@ def to_html(text: str) -> str:
     return "\n".join(parts)
 
 
+def to_markdown(text: str, *, cell: bool = False) -> str:
+    """Return a docstring as Markdown with formulas between dollar signs, as GitHub shows it.
+
+    Args:
+        text: A module docstring, dedented.
+        cell: Write what may stand in a cell of a table: one line, with bars escaped.
+
+    Returns:
+        Blocks separated by empty lines.
+    """
+    if cell:
+        return _markdown_inline(" ".join(text.split()), cell=True)
+    parts = []
+    for kind, lines in _blocks(text):
+        if kind == "math":
+            rows = [line.strip() for line in lines]
+            aligned = any("&" in row or r"\\" in row for row in rows)
+            rows = [r"\begin{aligned}", *rows, r"\end{aligned}"] if aligned else rows
+            parts.append("\n".join(["$$", *rows, "$$"]))
+        elif kind == "code":
+            parts.append("\n".join(["```", *lines, "```"]))
+        elif kind == "table":
+            rows_ = [[_markdown_inline(c, cell=True) for c in row] for row in _cells(lines) if row]
+            table = [f"| {' | '.join(row)} |" for row in rows_]
+            parts.append("\n".join([table[0], f"|{'---|' * len(rows_[0])}", *table[1:]]))
+        elif kind == "list":
+            parts.append("\n".join(f"- {_markdown_inline(item)}" for item in lines))
+        elif kind == "heading":
+            parts.append(f"### {_markdown_inline(lines[0])}")
+        else:
+            parts.append(_markdown_inline(" ".join(lines)))
+    return "\n\n".join(parts)
+
+
 def to_text(text: str) -> str:
     """Return a docstring as plain text with Unicode formulas, for a terminal.
 
@@ -409,3 +443,31 @@ def _inline(text: str, *, markup: bool) -> str:
         out += [_escape(text[last : match.start()], markup), mark(match)]
         last = match.end()
     return "".join([*out, _escape(text[last:], markup)])
+
+
+def _markdown_inline(text: str, *, cell: bool = False) -> str:
+    def plain(words: str) -> str:
+        words = re.sub(r"([\\`*<$])", r"\\\1", words)
+        return words.replace("|", r"\|") if cell else words
+
+    def mark(match: re.Match[str]) -> str:
+        kind = match.lastgroup if match["label"] is None else "label"
+        value = match[kind] if kind else match[0]
+        if kind == "math":
+            # Between dollar signs Markdown would take a backslash before a sign for its own; not between backticks.
+            tex = value.replace("|", r"\vert ") if cell else value
+            return f"$`{tex}`$" if re.search(r"\\[^A-Za-z\s]|[*<]", tex) else f"${tex}$"
+        if kind in ("role", "code"):
+            return f"`{value.replace('|', chr(92) + '|') if cell else value}`"
+        makers = {
+            "strong": f"**{plain(value)}**",
+            "em": f"*{plain(value)}*",
+            "label": f"[{plain(value)}]({match['url']})",
+        }
+        return makers.get(kind or "", value)
+
+    out, last = [], 0
+    for match in _INLINE.finditer(text):
+        out += [plain(text[last : match.start()]), mark(match)]
+        last = match.end()
+    return "".join([*out, plain(text[last:])])
