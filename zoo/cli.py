@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zoo.inference.posterior import Posterior
-    from zoo.types import Dataset, Diagnostic, Method
+    from zoo.types import Dataset
 
 __all__ = ["app", "main"]
 
@@ -608,7 +608,7 @@ def check(
     say: Say = ctx.obj
     steps: list[Step] = []
     with _warnings(say):
-        method = _method_file(Path(name)) if name.endswith(".py") else registry.get(name)
+        method = registry.from_file(Path(name)) if name.endswith(".py") else registry.get(name)
         if isinstance(method, Diagnostic):
             raise PairError(f"'{method.name}' is a diagnostic: it has no model and guide to check")
         try:
@@ -676,6 +676,56 @@ def reproduce(
         raise typer.Exit(1)
 
 
+# --------------------------------------------------------------------------------------------------------- authors
+@app.command(epilog=_EPILOG)
+def new(
+    ctx: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Lower-case letters, digits and underscores.", metavar="NAME", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for files that stand alone. Default: the checkout, or this folder.")
+    ] = None,
+) -> None:
+    """Write a method file and its test from a working template, for you to rewrite."""
+    from zoo import scaffold
+
+    files = [
+        path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        for path in scaffold.new(name, out=out)
+    ]
+    alone = len(files) == 2
+    steps = [f"zoo check {files[0] if alone else name}", f"python -m pytest {files[1]}"]
+    if not alone:
+        steps.append(f"python -m pytest tests/test_conformance.py -k {name}")
+    values = {"name": name, "files": [str(path) for path in files], "next": steps}
+    shown = [
+        *(f"wrote: {path}" for path in files),
+        "",
+        "They work as they are. Replace the example, part by part; then:",
+    ]
+    ctx.obj.result(values, *shown, *(f"  {step}" for step in steps), bare="\n".join(map(str, files)))
+
+
+@app.command(hidden=True, epilog=_EPILOG)
+def docs(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Methods. Default: all.", metavar="[NAME]...", show_default=False)
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Draw the model and photograph the report of a fit (Graphviz, Chromium).")
+    ] = False,
+) -> None:
+    """Write docs/NAME.md of a source checkout from the method's file; what is written by hand stays."""
+    from zoo import pages
+
+    folder = Path(__file__).parent.parent / "docs"
+    with _warnings(ctx.obj):
+        files = [str(path) for path in pages.write(names or registry.names(), folder, figures=figures)]
+    ctx.obj.result({"files": files}, *(f"wrote: {path}" for path in files), bare="\n".join(files))
+
+
 # --------------------------------------------------------------------------------------------------------- helpers
 def _entry(name: str) -> registry.Entry:
     return next(e for e in registry.entries() if e.name == name)
@@ -715,26 +765,6 @@ def _dataset(name: str, target: str | None) -> Dataset:
     if target is not None and target != own:
         raise DataError(f"data set '{name}' has the target '{own}'; --target is for your own files")
     return data
-
-
-def _method_file(path: Path) -> Method[Any] | Diagnostic[Any]:
-    import importlib.util
-
-    if not path.is_file():
-        raise DataError(f"file '{path}' does not exist; give the path of a method file, or a name from `zoo list`")
-    spec = importlib.util.spec_from_file_location(f"_zoo_checked_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"'{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise DataError(f"'{path}' line {error.lineno}: {error.msg}") from error
-    found: Method[Any] | Diagnostic[Any] | None = getattr(module, "METHOD", None) or getattr(module, "DIAGNOSTIC", None)
-    if found is None:
-        raise DataError(f"'{path}' defines no METHOD")
-    return found
 
 
 def _pairs(items: Sequence[str]) -> dict[str, str]:
