@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -139,7 +141,7 @@ def test_data_list_and_show(table: Path) -> None:
 
 def test_help_and_version() -> None:
     assert run("--version").stdout.strip() == f"pyro-zoo {zoo.__version__}"
-    commands = ("list", "show", "cite", "fit", "report", "check", "reproduce", "data")
+    commands = ("list", "show", "cite", "fit", "predict", "report", "check", "reproduce", "data")
     text = run("--help").stdout
     assert all(c in text for c in commands)
     for command in commands:
@@ -175,6 +177,7 @@ BAD = [
     (("fit", "eight_schools", "--engine", "svi", "--chains", "2"), "--chains does not apply"),
     (("fit", "eight_schools", "--engine", "svi", "--learning-rate", "-1"), "learning_rate is -1"),
     (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
+    (("fit", "eight_schools", "--drop", "x"), "--drop is for your own files"),
     (("fit", "--resume", "nowhere"), "no interrupted fit"),
     (("fit", "eight_schools", "--resume", "nowhere"), "leave out name"),
     (("report", "nowhere"), "nowhere"),
@@ -421,6 +424,59 @@ def test_damaged_artifacts_are_one_line() -> None:
         path.write_bytes(content)
         fails("report", "o", "--out", "r.html")
         assert sorted(p.name for p in Path().iterdir()) == ["o"]
+
+
+# --------------------------------------------------------------------------------------------------------- predict
+def test_predict_own_table(table: Path) -> None:
+    pd.read_csv(table).assign(key=[f"k{i}" for i in range(60)]).to_csv(table, index=False)
+    args = ("--data", "mine.csv", "--target", "response", "--drop", "key", "--out", "p")
+    assert run("fit", "horseshoe_regression", *args, *QUICK).exit_code == 0
+    shown = run("predict", "p", "--data", "mine.csv", "--keep", "key", "--interval", "0.5")
+    assert shown.exit_code == 0, shown.stderr
+    frame = pd.read_csv(io.StringIO(shown.stdout))
+    assert list(frame) == ["row", "key", "mean", "sd", "lower", "upper"]
+    assert frame["key"].tolist() == [f"k{i}" for i in range(60)]
+    assert "rmse" in shown.stderr
+    for name in ("new.csv", "deep/new.npz"):
+        done = run("predict", "p", "--data", "mine.csv", "--keep", "key", "--interval", "0.5", "--out", name)
+        assert done.exit_code == 0, done.stderr
+        assert "rmse" in done.stdout
+        assert f"{name} (60 rows)" in done.stdout
+    assert Path("new.csv").read_text() == shown.stdout
+    assert "exists; add --overwrite" in fails("predict", "p", "--data", "mine.csv", "--out", "new.csv")
+    assert Path("new.csv").read_text() == shown.stdout
+    again = run("predict", "p", "--data", "mine.csv", "--out", "new.csv", "--overwrite", "-q")
+    assert again.stdout == "new.csv\n"
+    assert Path("new.csv").read_text() != shown.stdout
+    found = json.loads(run("predict", "p", "--data", "mine.csv", "--json").stdout)
+    assert (found["rows"], found["scored"], len(found["predictions"])) == (60, 60, 60)
+    before = sorted(p.name for p in Path().rglob("*"))
+    for args, text in (
+        (("--data", "mine.csv", "--out", "new.txt"), "allowed: .csv, .npz, .parquet"),
+        (("--data", "mine.csv", "--out", "deep"), "allowed: .csv, .npz, .parquet"),
+        (("--data", "mine.csv", "--out", "mine.csv", "--overwrite"), "is the file of --data itself"),
+        (("--data", "none.csv"), "file 'none.csv' does not exist"),
+        (("--data", "mine.csv", "--keep", "kex"), "did you mean 'key'"),
+        (("--data", "mine.csv", "--interval", "2"), "interval is 2.0"),
+    ):
+        assert text in fails("predict", "p", *args)
+    assert "not a folder" in fails("predict", "q", "--data", "mine.csv")
+    assert sorted(p.name for p in Path().rglob("*")) == before
+
+
+def test_predict_bundled_images() -> None:
+    hyper = ("--hyper", "hidden=8", "--steps", "20", "--no-compile", "--no-report")
+    assert run("fit", "bayesian_compression", "--data", "mnist", "--out", "p", *hyper).exit_code == 0
+    batch = zoo.datasets.load("mnist").test
+    assert batch is not None
+    images = (batch["x"][:40] * 255).round().to(torch.uint8).reshape(40, 28, 28)
+    np.savez("new.npz", x=images.numpy(), y=batch["y"][:40].numpy())
+    done = run("predict", "p", "--data", "new.npz", "--out", "new.csv", "--draws", "5", "--json")
+    assert done.exit_code == 0, done.stderr
+    frame = pd.read_csv("new.csv")
+    assert list(frame) == ["row", "class", *(f"p_{i}" for i in range(10))]
+    accuracy = (frame["class"] == batch["y"][:40].numpy()).mean()
+    assert json.loads(done.stdout)["scores"]["accuracy"] == pytest.approx(float(accuracy))
 
 
 # ----------------------------------------------------------------------------------------------- check, reproduce

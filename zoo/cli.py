@@ -84,10 +84,11 @@ class Say:
                 console.print(item, markup=False, highlight=False) if isinstance(item, str) else console.print(item)
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, width=None if terminal or "COLUMNS" in os.environ else 120)
 
 
 def _table(*header: str, title: str | None = None, right: Sequence[int] = ()) -> Table:
@@ -200,6 +201,10 @@ def list_(
     ctx.obj.result(values, table, bare="\n".join(e.name for e in found))
 
 
+_Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
+]
 _Name = Annotated[str, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)]
 
 
@@ -293,11 +298,13 @@ def data_show(
         str, typer.Argument(help="Data set, or the path of your own file.", metavar="NAME", show_default=False)
     ],
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
+    drop: _Drop = None,
 ) -> None:
     """Show a data set as a method would see it: splits, columns, units, source and licence."""
     from zoo.reports.page import split_sizes
 
-    data = _dataset(name, target)
+    with _warnings(ctx.obj):
+        data = _dataset(name, target, drop or [])
     sizes = split_sizes(data)
     values: dict[str, Any] = {
         "name": data.name,
@@ -360,6 +367,7 @@ def fit(
         str | None, typer.Option(help="Bundled data set, or a CSV, NPZ or Parquet file. Default: the method's own.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
+    drop: _Drop = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
     ] = None,
@@ -404,6 +412,7 @@ def fit(
             "name": name,
             "data": data,
             "target": target,
+            "drop": drop or [],
             "hyper": _pairs(hyper or []),
             "engine": None if engine is None else engine.value,
             "steps": steps,
@@ -459,7 +468,8 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
                 f"--{option.replace('_', '-')} does not apply to the engine '{engine}'; leave it out or choose --engine"
             )
     hyper = hyper_from_json(method.hyper, settings["hyper"])
-    dataset = _dataset(settings["data"] or method.default_data, settings["target"])
+    with _warnings(say):
+        dataset = _dataset(settings["data"] or method.default_data, settings["target"], settings.get("drop", ()))
     checkpoint = settings["checkpoint_every"] is not None
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings[k] is not None}
     with outputs.whole(folder, keep=checkpoint, resume=resume) as stage:
@@ -594,6 +604,78 @@ def report(
 
 
 @app.command(epilog=_EPILOG)
+def predict(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    data: Annotated[Path, typer.Option(help="New rows: a CSV, NPZ or Parquet file with the columns of the training.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write: .csv, .npz or .parquet. Default: CSV on stdout.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    interval: Annotated[float, typer.Option(help="Probability of the central interval of a number.")] = 0.9,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to copy; the option may be repeated.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=2, help="Posterior draws. Default: 1000 for a number, 200 for classes.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the prediction.")] = 0,
+) -> None:
+    """Predict new rows by a saved posterior; with the target among the columns, print the scores too.
+
+    A number gets mean, sd and a central interval in its own unit, a class its most probable label and the probability
+    of each. The column `row` counts the rows from 0.
+    """
+    say: Say = ctx.obj
+    if out is not None:
+        _refuse_output(out, data, overwrite)
+    from zoo.inference.posterior import load
+    from zoo.inference.tables import predict_table, table_bytes
+
+    columns = keep or []
+    with _warnings(say):
+        posterior = load(folder)
+        found = predict_table(posterior, data, interval=interval, keep=columns, draws=draws, seed=seed)
+    rows = len(found.frame)
+    values: dict[str, Any] = {"name": posterior.name, "rows": rows, "scores": found.scores, "scored": found.scored}
+    shown: list[Any] = []
+    if found.scores:
+        some = "" if found.scored == rows else f" of {found.scored:,} evenly spaced rows"
+        scores = _table("score", "", title=f"Scores{some}", right=(1,))
+        for key, value in found.scores.items():
+            _add(scores, key.replace("_", " "), _number(value))
+        shown.append(scores)
+    if out is None:
+        values["predictions"] = found.frame.to_dict("records")
+        if not say.json:
+            typer.echo(table_bytes(found.frame, ".csv", keep=columns), nl=False)
+            if not say.quiet:
+                for item in shown:
+                    _console(stderr=True).print(item)
+            return
+        say.result(values)
+        return
+    from zoo.reports.files import write_bytes
+
+    write_bytes({out: table_bytes(found.frame, out.suffix.lower(), keep=columns)})
+    values["file"] = str(out)
+    say.result(values, *shown, f"predictions: {out} ({rows:,} rows)", bare=str(out))
+
+
+def _refuse_output(out: Path, data: Path, overwrite: bool) -> None:
+    from zoo.inference.tables import SUFFIXES
+
+    if out.suffix.lower() not in SUFFIXES:
+        raise DataError(f"--out '{out}' is of an unknown kind; allowed: {', '.join(SUFFIXES)}")
+    if out.is_dir():
+        raise DataError(f"--out '{out}' is a folder; name a file")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise DataError(f"--out '{out}' is the file of --data itself; choose another")
+    if out.exists() and not overwrite:
+        raise DataError(f"--out '{out}' exists; add --overwrite or choose another file")
+
+
+@app.command(epilog=_EPILOG)
 def check(
     ctx: typer.Context,
     name: Annotated[
@@ -613,7 +695,7 @@ def check(
             raise PairError(f"'{method.name}' is a diagnostic: it has no model and guide to check")
         try:
             stage = "default data"
-            dataset = _dataset(method.default_data, None)
+            dataset = _dataset(method.default_data)
             steps.append(Step(stage, True, f"{method.default_data}, {dataset.num_data:,} training rows"))
             stage = "task"
             from zoo import tasks
@@ -741,12 +823,13 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _dataset(name: str, target: str | None) -> Dataset:
+def _dataset(name: str, target: str | None = None, drop: Sequence[str] = ()) -> Dataset:
     """Load a bundled data set by name, or read the user's own file.
 
     Args:
         name: Name or path; what exists as a file or looks like a path is one.
         target: Column to predict.
+        drop: Columns to leave out.
 
     Returns:
         The data set.
@@ -759,11 +842,13 @@ def _dataset(name: str, target: str | None) -> Dataset:
     if name not in datasets.names() and (Path(name).exists() or Path(name).suffix or os.sep in name):
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
-        return datasets.read(name, target=target)
+        return datasets.read(name, target=target, drop=drop)
     data = datasets.load(name)
     own = "none" if data.target is None else data.target.name
     if target is not None and target != own:
         raise DataError(f"data set '{name}' has the target '{own}'; --target is for your own files")
+    if drop:
+        raise DataError(f"data set '{name}' is taken as it is; --drop is for your own files")
     return data
 
 

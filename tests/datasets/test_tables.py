@@ -475,8 +475,16 @@ def test_duplicated_columns(tmp_path):
 
 
 def test_too_many_categories():
-    frame = table(MAX_CATEGORIES + 1).assign(city=[f"city {i}" for i in range(MAX_CATEGORIES + 1)])
+    rows = MAX_CATEGORIES + 2
+    frame = table(rows).assign(city=[f"city {max(i, 1)}" for i in range(rows)])
     refused(f"'city' has {MAX_CATEGORIES + 1} distinct texts", frame, "y")
+
+
+def test_an_identifier_is_no_feature():
+    frame = table().assign(key=[f"key {i}" for i in range(ROWS)])
+    refused(r"'key' has a different text in each of its 60 rows.*drop=\['key'\]", frame, "y")
+    names = [c.name for c in zoo.datasets.read(frame, "y", drop=["key"]).columns]
+    assert names == [c.name for c in zoo.datasets.read(table(), "y").columns]
 
 
 def test_numbers_as_text():
@@ -487,6 +495,14 @@ def test_numbers_as_text():
 def test_decimal_commas(tmp_path):
     table().to_csv(tmp_path / "a.csv", sep=";", decimal=",", index=False)
     refused("'income' holds numbers as text, some of which cannot be read: '[0-9]+,[0-9]+'", tmp_path / "a.csv", "age")
+
+
+def test_new_images_in_other_units():
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4)).astype(np.uint8)
+    data = zoo.datasets.read({"x": images, "y": np.arange(30) % 3}, "y")
+    assert zoo.datasets.encode(data, {"x": images})["x"].max() <= 1
+    with pytest.raises(DataError, match="pixels up to 255, and those of data set 'data' reach 1"):
+        zoo.datasets.encode(data, {"x": images.astype(float)})
 
 
 def test_dates():

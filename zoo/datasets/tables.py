@@ -121,12 +121,13 @@ def read(
     )
 
 
-def encode(dataset: Dataset, table: Table) -> Batch:
+def encode(dataset: Dataset, table: Table | Raw) -> Batch:
     """Encode new rows as the training rows of a data set were, for prediction.
 
     Args:
         dataset: Data set made by :func:`read` or :func:`load` from a table or images.
-        table: New rows in any form that :func:`read` takes. Columns that the data set does not know are ignored.
+        table: New rows in any form that :func:`read` takes, or opened already. Columns that the data set does not know
+            are ignored.
 
     Returns:
         Batch with ``x`` and ``index``, and ``y`` where the table has the target (a target without any value is left
@@ -134,17 +135,23 @@ def encode(dataset: Dataset, table: Table) -> Batch:
 
     Raises:
         DataError: If the data set is no table, a value is missing or not finite, a category was not seen in training,
-            or images have another shape; :class:`~zoo.errors.UnknownNameError` if a column is missing.
+            or images have another shape or range; :class:`~zoo.errors.UnknownNameError` if a column is missing.
     """
     if not dataset.columns:
         raise DataError(f"data set '{dataset.name}' is not a table of features; give the batch itself")
-    raw = open_table(table)
+    raw = table if isinstance(table, Raw) else open_table(table)
     shape = dataset.extra.get("image_shape")
     if shape is not None:
         if raw.images is None or tuple(raw.images.shape[1:]) != tuple(shape):
             found = "no images" if raw.images is None else f"images of shape {tuple(raw.images.shape[1:])}"
             raise DataError(f"entry 'x' holds {found}; data set '{dataset.name}' has images of shape {tuple(shape)}")
         x, _ = _encode_images(raw.images)
+        most, usual = float(np.abs(x).max(initial=0.0)), float(dataset.train["x"].abs().max())
+        if most > 10 * usual:
+            raise DataError(
+                f"entry 'x' holds pixels up to {most:g}, and those of data set '{dataset.name}' reach {usual:g}; give "
+                "them in the same units (8-bit images are divided by 255)"
+            )
     else:
         x = _apply_columns(dataset, raw.frame)
     batch = {"x": _tensor(x), "index": torch.arange(len(x))}
@@ -277,6 +284,11 @@ def _categories(series: pd.Series) -> tuple[str, ...]:
             f"column '{series.name}' holds numbers as text"
             + (f", some of which cannot be read: {', '.join(map(repr, odd[:5]))}" if odd else "")
             + "; correct those values or drop the column"
+        )
+    if len(labels) == len(series) > _MAX_INFERRED_CLASSES:
+        raise DataError(
+            f"column '{series.name}' has a different text in each of its {len(series)} rows, from which nothing can be "
+            f"learnt; leave it out: drop=['{series.name}'], on the command line --drop {series.name}"
         )
     if len(labels) > MAX_CATEGORIES:
         raise DataError(

@@ -24,6 +24,9 @@ from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, hyper_from_json,
 
 if TYPE_CHECKING:
     import arviz
+    import pandas as pd
+
+    from zoo.datasets.files import Table
 
 __all__ = ["Posterior", "load"]
 
@@ -165,6 +168,20 @@ class Posterior:
         draws = self.draws(n, batch=batch and prepared, seed=seed)
         found = self._runs.predict(draws, prepared, seed)
         return dataclasses.replace(found, log_prob=self.log_likelihood(batch and prepared, draws=draws))
+
+    def predict_table(self, table: Table, **options: Any) -> pd.DataFrame:
+        """Predict the target for every row of a new table; see :func:`zoo.inference.tables.predict_table`.
+
+        Args:
+            table: Path, data frame or mapping of arrays, encoded as the training rows were.
+            **options: Passed on.
+
+        Returns:
+            One line per row, in the user's units and labels.
+        """
+        from zoo.inference.tables import predict_table
+
+        return predict_table(self, table, **options).frame
 
     def log_likelihood(
         self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None

@@ -1,4 +1,4 @@
-"""Text files that appear whole or not at all, and JSON that holds no NaN."""
+"""Files that appear whole or not at all, and JSON that holds no NaN."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from zoo.errors import DataError
 
-__all__ = ["dumps", "plain", "write_texts"]
+__all__ = ["dumps", "plain", "write_bytes", "write_texts"]
 
 
 def plain(value: Any) -> Any:
@@ -53,15 +53,24 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
     Args:
         texts: Path -> content; missing folders are made.
+    """
+    write_bytes({path: text.encode() for path, text in texts.items()})
+
+
+def write_bytes(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, as :func:`write_texts` does.
+
+    Args:
+        contents: Path -> content; missing folders are made.
 
     Raises:
         DataError: If a folder or file cannot be written; nothing half-written is left.
     """
     staged: list[tuple[Path, Path]] = []
     made: list[Path] = []
-    at = next(iter(texts), Path())
+    at = next(iter(contents), Path())
     try:
-        for path, text in texts.items():
+        for path, content in contents.items():
             at = path
             if path.is_dir():
                 raise DataError(f"cannot write '{path}': it is a folder; name a file")
@@ -70,9 +79,9 @@ def write_texts(texts: Mapping[Path, str]) -> None:
                 folder.mkdir()
                 made.append(folder)
             aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-            with aside.open("x", encoding="utf-8") as file:
+            with aside.open("xb") as file:
                 staged.append((aside, path))
-                file.write(text)
+                file.write(content)
         for aside, path in staged:
             at = path
             aside.replace(path)

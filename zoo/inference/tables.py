@@ -1,0 +1,237 @@
+"""Predictions for the rows of a new table, in the user's units and labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoo import tasks
+from zoo.datasets.files import open_table
+from zoo.datasets.tables import encode
+from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
+from zoo.inference.predictive import Prediction
+from zoo.tasks.classification import probabilities
+
+if TYPE_CHECKING:
+    from zoo.datasets.files import Table
+    from zoo.inference.posterior import Posterior
+    from zoo.types import Batch
+
+__all__ = ["SUFFIXES", "TablePrediction", "predict_table", "table_bytes"]
+
+SUFFIXES = (".csv", ".npz", ".parquet")
+
+_CHUNK_CELLS = 2**20  # draws x rows x classes that are predicted at a time
+_SCORED_CELLS = 2**23  # that are kept for the scores
+_DRAW_BYTES = 2**28  # of latents that are drawn at a time
+_KINDS = ("samples", "means", "probs", "log_prob")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TablePrediction:
+    """What is predicted for a table.
+
+    Args:
+        frame: One line per row of the table.
+        scores: Scores of the task, where the table has the target; else empty.
+        scored: Number of rows that were scored: all, or evenly spaced ones of a large table.
+    """
+
+    frame: pd.DataFrame
+    scores: Mapping[str, float]
+    scored: int
+
+
+def predict_table(
+    posterior: Posterior,
+    table: Table,
+    *,
+    interval: float = 0.9,
+    keep: Sequence[str] = (),
+    draws: int | None = None,
+    seed: int = 0,
+) -> TablePrediction:
+    """Predict the target for every row of a table, in chunks of rows.
+
+    Args:
+        posterior: A fit to a table or images, for a regression or a classification.
+        table: New rows in any form that :func:`zoo.datasets.read` takes, encoded as the training rows were.
+        interval: Probability of the central interval of a regression.
+        keep: Columns of the table to copy, such as an identifier.
+        draws: Posterior draws; ``None`` takes 1,000 for a number and 200 for classes.
+        seed: Of the draws.
+
+    Returns:
+        The prediction. Its frame has the column ``row``, counted from 0; the columns to keep; and for a number
+        ``mean``, ``sd``, ``lower`` and ``upper`` of the posterior predictive in the target's unit, for classes the
+        most probable ``class`` and the probability ``p_LABEL`` of each.
+
+    Raises:
+        DataError: If the posterior is of another task, the table does not fit the training data, or an option is out
+            of range.
+        UnknownNameError: If a column is missing.
+    """
+    data = posterior.data
+    if data.task not in ("regression", "classification"):
+        raise DataError(f"data set '{data.name}' is for {data.task or 'no task'}; a table is predicted for regression "
+                        "and classification")  # fmt: skip
+    if not 0 < interval < 1:
+        raise DataError(f"interval is {interval}; allowed: a probability between 0 and 1, such as 0.9")
+    labels = _labels(posterior) if data.task == "classification" else ()
+    num = (200 if labels else 1_000) if draws is None else draws
+    if num < 2:
+        raise DataError(f"draws is {num}; allowed: 2 or more")
+    raw = open_table(table)
+    own = ("row", "class", *(f"p_{label}" for label in labels)) if labels else ("row", "mean", "sd", "lower", "upper")
+    for column in keep:
+        if column not in raw.frame:
+            raise UnknownNameError(f"column '{column}' to keep is unknown{suggest(column, list(raw.frame.columns))}")
+        if column in own:
+            raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
+    batch = encode(data, raw)
+    task = tasks.get(data.task)
+    rows, width = len(batch["index"]), num * max(len(labels), 1)
+    stride = -(-rows * width // _SCORED_CELLS) if task.target in batch else 0
+    # Results have their place from the start: small pieces kept between large passing ones would fragment the memory.
+    values = np.empty((rows, len(labels) or 4))
+    kept = _Kept(-(-rows // stride)) if stride else None
+    for start, chunk in _chunks(batch, max(1, _CHUNK_CELLS // width), data.whole):
+        found = _predict(posterior, chunk, num, seed=seed, start=start)
+        size = len(chunk["index"])
+        if labels:
+            values[start : start + size] = probabilities(found, size, site=task.site).numpy()
+        else:
+            values[start : start + size] = _numbers(found, posterior, interval, task.site)
+        if kept is not None:
+            kept.add(found, range(-start % stride, size, stride))
+    if labels:
+        columns = {"class": np.array(labels, dtype=object)[values.argmax(-1)]}
+        columns |= {f"p_{label}": values[:, code] for code, label in enumerate(labels)}
+    else:
+        columns = dict(zip(("mean", "sd", "lower", "upper"), values.T, strict=True))
+    copied = {column: raw.frame[column].to_numpy() for column in keep}
+    frame = pd.DataFrame({"row": np.arange(rows), **copied, **columns})
+    if kept is None:
+        return TablePrediction(frame=frame, scores={}, scored=0)
+    some = {k: v if k in data.whole else v[::stride] for k, v in batch.items()}
+    return TablePrediction(frame=frame, scores=task.score(kept.prediction(), some, data), scored=kept.rows)
+
+
+def table_bytes(frame: pd.DataFrame, suffix: str, *, keep: Sequence[str] = ()) -> bytes:
+    """Return a prediction as the content of a file.
+
+    Args:
+        frame: What :func:`predict_table` returned.
+        suffix: One of ``SUFFIXES``.
+        keep: Columns that are written as they are; the numbers of all others get eight digits in CSV.
+
+    Returns:
+        CSV in UTF-8; an NPZ archive with one array per column, of which none is a pickle; or Parquet.
+
+    Raises:
+        DataError: If the suffix is unknown, or a kept column holds what the format cannot.
+        MissingExtraError: If Parquet is asked for and ``pyarrow`` is absent.
+    """
+    buffer = io.BytesIO()
+    if suffix == ".csv":
+        results = [c for c in frame if c not in keep and frame[c].dtype.kind == "f"]
+        text: str = frame.assign(**{c: frame[c].map("{:.8g}".format) for c in results}).to_csv(index=False)
+        return text.encode()
+    if suffix == ".npz":
+        columns = {name: frame[name].to_numpy() for name in frame}
+        np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype.kind == "O" else v for k, v in columns.items()})
+    elif suffix == ".parquet":
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise MissingExtraError("pyarrow", "tables", "writing Parquet") from error
+        try:
+            frame.to_parquet(buffer, engine="pyarrow", index=False)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"a kept column cannot be written to Parquet: {' '.join(str(error).split())}") from error
+    else:
+        raise DataError(f"predictions cannot be written as '{suffix}'; allowed: {', '.join(SUFFIXES)}")
+    return buffer.getvalue()
+
+
+def _chunks(batch: Batch, size: int, whole: frozenset[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    for start in range(0, len(batch["index"]), size):
+        yield start, {k: v if k in whole else v[start : start + size] for k, v in batch.items()}
+
+
+def _predict(posterior: Posterior, batch: Batch, num: int, *, seed: int, start: int) -> Prediction:
+    """Predict one chunk of rows; draws of a guide are made a block at a time, so that large networks fit in memory."""
+    if posterior.engine != "svi":
+        return posterior.predict(batch, num, seed=_stream(seed, start, 0))
+    size = sum(v.numel() * v.element_size() for v in posterior.draws(1, batch=batch).values())
+    block = max(1, min(num, _DRAW_BYTES // max(size, 1)))
+    blocks = [
+        posterior.predict(batch, min(block, num - at), seed=_stream(seed, start, at)) for at in range(0, num, block)
+    ]
+    return _joined(blocks)
+
+
+def _stream(seed: int, start: int, block: int) -> int:
+    """Return the seed of one block, so that chunks do not repeat each other's noise; the first keeps the seed."""
+    if start == block == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{start}/{block}".encode()).digest()[:7], "big")
+
+
+def _numbers(found: Prediction, posterior: Posterior, interval: float, site: str) -> NDArray[Any]:
+    """Return mean, standard deviation and interval in the target's unit, ``(rows, 4)``."""
+    target = posterior.data.target
+    origin, scale = (0.0, 1.0) if target is None else (target.mean, target.scale)
+    samples = found.samples[site].detach().cpu().double().numpy()
+    centre = found.means[site].detach().cpu().double().numpy() if site in found.means else samples
+    low, high = np.quantile(samples, [(1 - interval) / 2, (1 + interval) / 2], axis=0)
+    mean = origin + scale * centre.mean(0)
+    return np.stack([mean, scale * samples.std(0, ddof=1), origin + scale * low, origin + scale * high], axis=1)
+
+
+def _labels(posterior: Posterior) -> tuple[str, ...]:
+    data = posterior.data
+    found = data.coords.get("class") or (data.target and data.target.categories) or ()
+    size = int(data.extra.get("num_classes", len(found)))
+    return tuple(map(str, found)) if len(found) == size else tuple(map(str, range(size)))
+
+
+class _Kept:
+    """Predictions of some rows, collected chunk by chunk for the scores."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self._at = rows, 0
+        self._kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
+
+    def add(self, prediction: Prediction, rows: range) -> None:
+        for kind, sites in self._kinds.items():
+            for site, value in getattr(prediction, kind).items():
+                if site not in sites:
+                    dtype = torch.float32 if value.is_floating_point() else value.dtype
+                    sites[site] = torch.empty((len(value), self.rows, *value.shape[2:]), dtype=dtype)
+                sites[site][:, self._at : self._at + len(rows)] = value[:, rows.start :: rows.step].cpu()
+        self._at += len(rows)
+
+    def prediction(self) -> Prediction:
+        return Prediction(*self._kinds.values())
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    """Join predictions of the same rows from several blocks of draws."""
+    if len(parts) == 1:
+        return parts[0]
+    return Prediction(
+        *(
+            {site: torch.cat([getattr(part, kind)[site] for part in parts]) for site in getattr(parts[0], kind)}
+            for kind in _KINDS
+        )
+    )
