@@ -169,7 +169,8 @@ def _made(method: Method[Any] | Diagnostic[Any], source: Path, figures: Path) ->
     blocks["head"] = _head(method, first, bibtex)
     blocks["when"] = _when(method)
     drawing = f"{method.name}_model.svg"
-    shown = [f"![The model as a graph](figures/{drawing})"] if (figures / drawing).exists() else []
+    legend = "White: latent. Dashed: computed from latents. Grey: observed. Boxes: plates."
+    shown = [f"![The model as a graph](figures/{drawing})", legend] if (figures / drawing).exists() else []
     blocks["model"] = "\n\n".join(["## The model", rst.to_markdown(rest), *shown])
     blocks["hyper"] = _hyper(method)
     photo = f"{method.name}_report.png"
@@ -287,11 +288,11 @@ def draw_model(method: Method[Any]) -> str:
         model = poutine.replay(model, trace=poutine.trace(model).get_trace(batch))
         with _fresh_constants():
             graph = pyro.render_model(model, model_args=(batch,), render_distributions=True, render_deterministic=True)
-    graph.attr(bgcolor="white", size="7,7")
-    graph.attr("node", fontname="sans-serif")
-    graph.attr("graph", fontname="sans-serif")
+    style = 'graph [bgcolor=white fontname="sans-serif" size="7,7"]; node [fontname="sans-serif"];'
+    source = graph.source.replace("{", "{ " + style, 1).replace("fillcolor=gray", "fillcolor=lightgray")
+    source = re.sub(r'fillcolor=lightgray( [^\]]*style="filled,dashed")', r"fillcolor=white\1", source)
     try:
-        svg: str = graph.pipe(format="svg", encoding="utf-8")
+        svg: str = graphviz.Source(source).pipe(format="svg", encoding="utf-8")
     except graphviz.ExecutableNotFound as error:
         raise EngineError(
             "drawing a model needs the program 'dot': install Graphviz, e.g. apt install graphviz"
@@ -340,7 +341,14 @@ def photograph_report(method: Method[Any], path: Path, *, width: int = 900, colo
     with tempfile.TemporaryDirectory() as scratch:
         shot = Path(scratch) / "shot.png"
         report = fit(method, seed=0).report(Path(scratch) / "report.html")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--hide-scrollbars",
+        ]
         options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         options += [f"--user-data-dir={scratch}/profile", "--window-size=1200,1600", f"--screenshot={shot}"]
         done = subprocess.run([browser, *options, report.as_uri()], capture_output=True, timeout=120)
