@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,15 @@ def test_data_list_and_show(table: Path) -> None:
     own = json.loads(run("data", "show", str(table), "--target", "response", "--json").stdout)
     assert [c["name"] for c in own["columns"]] == ["dose", "age"]
     assert "diabetes" in run("data", "show", "diabetes").stdout
+
+
+def test_a_folder_of_images_is_data() -> None:
+    Path("images").mkdir()
+    pixels, labels = bytes(range(240)), bytes([0, 1, 2] * 20)
+    Path("images/train-images-idx3-ubyte").write_bytes(struct.pack(">4B3I", 0, 0, 8, 3, 60, 2, 2) + pixels)
+    Path("images/train-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 60) + labels)
+    shown = json.loads(run("data", "show", "images", "--json").stdout)
+    assert (shown["task"], len(shown["columns"]), sum(shown["rows"].values())) == ("classification", 4, 60)
 
 
 def test_help_and_version() -> None:

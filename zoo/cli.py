@@ -295,7 +295,8 @@ def data_list(
 def data_show(
     ctx: typer.Context,
     name: Annotated[
-        str, typer.Argument(help="Data set, or the path of your own file.", metavar="NAME", show_default=False)
+        str,
+        typer.Argument(help="Data set, or the path of your own file or folder.", metavar="NAME", show_default=False),
     ],
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
@@ -364,7 +365,8 @@ def fit(
         str | None, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Bundled data set, or a CSV, NPZ or Parquet file. Default: the method's own.")
+        str | None,
+        typer.Option(help="Bundled data set, CSV, NPZ or Parquet file, or folder of MNIST (idx) or CIFAR (binary)."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
@@ -607,7 +609,9 @@ def report(
 def predict(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
-    data: Annotated[Path, typer.Option(help="New rows: a CSV, NPZ or Parquet file with the columns of the training.")],
+    data: Annotated[
+        Path, typer.Option(help="New rows: a file or folder as for `zoo fit`, with the columns of the training.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="File to write: .csv, .npz or .parquet. Default: CSV on stdout.")
     ] = None,

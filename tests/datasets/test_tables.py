@@ -283,13 +283,11 @@ def test_no_such_file(tmp_path):
     refused("nothing.csv' does not exist", tmp_path / "nothing.csv", "y")
 
 
-def test_folder(tmp_path):
-    refused("is a folder", tmp_path, "y")
-
-
 def test_unknown_kind(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([1]))
-    refused("unknown kind; allowed: .csv", tmp_path / "a.pkl", "y")
+    refused("is a pickle, which is never read", tmp_path / "a.pkl", "y")
+    (tmp_path / "a.xls").write_bytes(b"x")
+    refused("unknown kind; allowed: .csv", tmp_path / "a.xls", "y")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.npz", "a.parquet"])
@@ -503,6 +501,39 @@ def test_new_images_in_other_units():
     assert zoo.datasets.encode(data, {"x": images})["x"].max() <= 1
     with pytest.raises(DataError, match="pixels up to 255, and those of data set 'data' reach 1"):
         zoo.datasets.encode(data, {"x": images.astype(float)})
+
+
+def test_images_with_channels_last():
+    refused(r"channels last.*transpose it by \(0, 3, 1, 2\)", {"x": np.zeros((9, 8, 8, 3)), "y": np.arange(9) % 3}, "y")
+
+
+def test_masked_entries_are_missing():
+    ages = np.ma.masked_equal(np.arange(9), 3)
+    refused(r"1 missing \(NaN\) in age \(1\)", {"age": ages, "y": np.arange(9) % 2}, "y")
+    words = np.ma.masked_array(["a", "b", "c"] * 3, mask=[True, *[False] * 7, True])
+    refused(r"2 missing \(NaN\) in word \(2\)", {"word": words, "y": np.arange(9) % 2}, "y")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "npz", "frame", "arrays", "tensors", "nullable"])
+def test_missing_values_are_refused_with_their_count_and_columns(form, tmp_path):
+    frame = table()[["age", "income", "y"]].astype(float)
+    frame.loc[[3, 5], "age"] = np.nan
+    frame.loc[7, "income"] = np.nan
+    path = tmp_path / f"a.{form}"
+    if form == "csv":
+        frame.to_csv(path, index=False)
+    elif form == "parquet":
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(path)
+    elif form == "npz":
+        np.savez(path, **{c: frame[c].to_numpy() for c in frame})
+    source = {
+        "frame": frame,
+        "arrays": {c: frame[c].to_numpy() for c in frame},
+        "tensors": {c: torch.tensor(frame[c].to_numpy()) for c in frame},
+        "nullable": frame.astype({"age": "Int64", "income": "Float64"}),
+    }.get(form, path)
+    refused(r"3 missing \(NaN\) in age \(2\), income \(1\); fill them or drop", source, "y")
 
 
 def test_dates():

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from zoo.datasets.folders import read_folder
 from zoo.datasets.splits import TEST, TRAIN, VALIDATION
 from zoo.errors import DataError, MissingExtraError
 
@@ -40,6 +41,7 @@ class Raw:
         images: ``(rows, channels, height, width)``, when the entry ``x`` held images; else ``None``.
         parts: Split of each row where the source says it (``x_train``, ``x_test``); else ``None``.
         source: Name of the file; empty for an object.
+        task: Task of the source, where its format says it; else empty.
     """
 
     name: str
@@ -47,17 +49,18 @@ class Raw:
     images: NDArray[Any] | None = None
     parts: NDArray[np.int8] | None = None
     source: str = ""
+    task: str = ""
 
 
 def open_table(source: Table) -> Raw:
     """Read a file, a data frame or a mapping of arrays.
 
     Args:
-        source: Path to a ``.csv``, ``.tsv`` (both also ``.gz``), ``.npz`` or ``.parquet`` file; a
-            :class:`pandas.DataFrame`; or a mapping from names to tensors, arrays or lists. An array of shape
-            ``(rows, d)`` becomes the columns ``name0``, ``name1``, ...; an array ``x`` of shape
-            ``(rows, height, width)`` or ``(rows, channels, height, width)`` holds images. Entries named ``*_train``,
-            ``*_validation`` and ``*_test`` carry their own split.
+        source: Path to a ``.csv``, ``.tsv`` (both also ``.gz``), ``.npz`` or ``.parquet`` file, or to a folder of
+            MNIST's idx files or of CIFAR's binary ones; a :class:`pandas.DataFrame`; or a mapping from names to
+            tensors, arrays or lists. An array of shape ``(rows, d)`` becomes the columns ``name0``, ``name1``, ...; an
+            array ``x`` of shape ``(rows, height, width)`` or ``(rows, channels, height, width)`` holds images. Entries
+            named ``*_train``, ``*_validation`` and ``*_test`` carry their own split.
 
     Returns:
         The raw table.
@@ -84,8 +87,8 @@ def open_table(source: Table) -> Raw:
 def _from_path(path: Path) -> Raw:
     if not path.exists():
         raise DataError(f"file '{path}' does not exist")
-    if not path.is_file():
-        raise DataError(f"'{path}' is a folder; give a file ({_ALLOWED})")
+    if path.is_dir():
+        return replace(_from_arrays(path.resolve().name, read_folder(path)), task="classification")
     name = path.name.lower()
     stem = path.name.split(".")[0] or "data"
     if path.stat().st_size == 0:
@@ -96,6 +99,13 @@ def _from_path(path: Path) -> Raw:
         return _from_arrays(stem, _read_npz(path))
     if name.endswith(".parquet"):
         return Raw(name=stem, frame=_read_parquet(path))
+    with path.open("rb") as file:
+        pickled = file.read(2)[:1] == b"\x80" or name.endswith((".pkl", ".pickle"))
+    if pickled:
+        raise DataError(
+            f"file '{path}' is a pickle, which is never read: reading a pickle runs the code in it; save arrays with "
+            f"numpy.savez, or a table ({_ALLOWED})"
+        )
     raise DataError(f"file '{path}' is of an unknown kind; allowed: {_ALLOWED}")
 
 
@@ -198,6 +208,11 @@ def _from_arrays(name: str, entries: Mapping[str, Any]) -> Raw:
                     f"entry '{key}' has shape {array.shape}; allowed: (rows,), (rows, d), and for images in 'x' "
                     "(rows, height, width) or (rows, channels, height, width)"
                 )
+            if array.ndim == 4 and array.shape[1] == array.shape[2] > 4 >= array.shape[3]:
+                raise DataError(
+                    f"entry '{key}' has shape {array.shape}, with the channels last; (rows, channels, height, width) "
+                    "was expected: transpose it by (0, 3, 1, 2)"
+                )
             images = array[:, None] if array.ndim == 3 else array
             continue
         flat = array.reshape(len(array), -1)
@@ -214,6 +229,8 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
     if detach is not None:
         value = detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        value = np.ma.filled(value.astype(object if value.dtype.kind in "OUS" else float), np.nan)
     try:
         array: NDArray[Any] = np.asarray(value)
     except ValueError as error:

@@ -49,13 +49,15 @@ def read(
     indicators, one per category but the first (the reference), named ``column=category`` and standardised like every
     feature; the :class:`~zoo.types.Column` records mean and scale, so that coefficients can be told in the user's
     units. A column with one value in all training rows is dropped with a warning. Images (``x`` of three or four
-    dimensions) are flattened; 8-bit ones are divided by 255 and nothing is standardised.
+    dimensions) are flattened; 8-bit ones are divided by 255 and nothing is standardised. Their shape, ``(channels,
+    height, width)`` with the channels red, green, blue, is ``extra["image_shape"]``.
 
     The split is seeded, stratified by class for a classification, and keeps the order of the rows within each split.
     Entries named ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``*_validation``) keep the split they came with.
 
     Args:
-        source: Path to a CSV, NPZ or Parquet file; a data frame; or a mapping of tensors or arrays.
+        source: Path to a CSV, NPZ or Parquet file, or to a folder in MNIST's idx format or in the binary one of
+            CIFAR-10 or CIFAR-100; a data frame; or a mapping of tensors or arrays.
         target: Column to predict; may be left out where there is a column ``y``.
         name: Name of the data set; by default the stem of the file.
         validation: Fraction of the rows, or number of rows, for validation; 0 for none.
@@ -83,7 +85,7 @@ def read(
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
     target = _target_name(raw, target)
     _refuse_missing(raw.frame)
-    task = task or _infer_task(raw.frame[target])
+    task = task or raw.task or _infer_task(raw.frame[target])
     y, column = _encode_target(raw.frame[target], task)
     strata = y if task == "classification" else None
     if raw.parts is None:
