@@ -126,6 +126,32 @@ def test_show_and_cite(name: str) -> None:
     assert method.paper in json.loads(run("cite", name, "--json").stdout)["bibtex"]
 
 
+def test_show_measures_what_a_fit_costs(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference import cost
+
+    seen: dict[str, Any] = {}
+
+    def fake(method: Any, data: Any, hyper: Any, *, engine: str | None) -> cost.Cost:
+        seen.update(method=method.name, rows=data.num_data, features=len(data.columns), hyper=hyper, engine=engine)
+        return cost.Cost(
+            engine="svi", rows=42, parameters=7, latents=5, steps=100, setup=3.0, seconds=200.0, how="Guessed.",
+            memory={"parameters": 3_000_000, "data": 1_000_000}, thousand_draws=20_000,
+        )  # fmt: skip
+
+    monkeypatch.setattr(cost, "cost", fake)
+    args = ("show", "horseshoe_regression", "--data", "mine.csv", "--target", "response", "--drop", "age")
+    shown = run(*args, "--hyper", "rank=3", "--engine", "svi")
+    assert shown.exit_code == 0, shown.stderr
+    for word in ("3 min, 3 s of it to compile", "4 MB: parameters 3 MB, data 1 MB", "20 kB", "Guessed."):
+        assert word in shown.stdout
+    assert (seen["method"], seen["rows"], seen["features"], seen["engine"]) == ("horseshoe_regression", 42, 1, "svi")
+    assert seen["hyper"].rank == 3
+    found = json.loads(run(*args, "--json").stdout)["cost"]
+    assert (found["seconds"], found["total_memory"]) == (200.0, 4_000_000)
+    assert "did you mean 'rank'" in fails(*args, "--hyper", "rnk=3")
+    assert "file 'none.csv' does not exist" in fails("show", "horseshoe_regression", "--data", "none.csv")
+
+
 def test_data_list_and_show(table: Path) -> None:
     found = json.loads(run("data", "list", "--json").stdout)
     assert [e["name"] for e in found] == list(zoo.datasets.names())

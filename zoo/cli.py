@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zoo.inference.posterior import Posterior
-    from zoo.types import Dataset
+    from zoo.types import Dataset, Diagnostic, Method
 
 __all__ = ["app", "main"]
 
@@ -201,6 +201,11 @@ def list_(
     ctx.obj.result(values, table, bare="\n".join(e.name for e in found))
 
 
+class _Engine(StrEnum):
+    svi = "svi"
+    nuts = "nuts"
+
+
 _Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
@@ -209,8 +214,24 @@ _Name = Annotated[str, typer.Argument(help="Method, as `zoo list` names it.", me
 
 
 @app.command(epilog=_EPILOG)
-def show(ctx: typer.Context, name: _Name) -> None:
-    """Show a method: when to use it and what it needs, its process, hyper-parameters, engines and claims."""
+def show(
+    ctx: typer.Context,
+    name: _Name,
+    data: Annotated[
+        str | None, typer.Option(help="Measure on these data, for some 15 seconds, what a fit would cost.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
+    drop: _Drop = None,
+    engine: Annotated[_Engine | None, typer.Option(help="Engine to measure. Default: the method's first.")] = None,
+    hyper: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
+    ] = None,
+) -> None:
+    """Show a method: when to use it and what it needs, its process, hyper-parameters, engines and claims.
+
+    With --data, --engine or --hyper also what a fit would cost in time and memory, measured on the data or on the
+    method's own.
+    """
     import ast
 
     from zoo.reports import rst
@@ -251,17 +272,76 @@ def show(ctx: typer.Context, name: _Name) -> None:
         rows.append(("reads fits of", ", ".join(method.reads)))
     for row in rows:
         _add(facts, *row)
-    hyper = _table("hyper-parameter", "type", "default", title="Hyper-parameters (--hyper NAME=VALUE)")
+    settings = _table("hyper-parameter", "type", "default", title="Hyper-parameters (--hyper NAME=VALUE)")
     default = method.hyper()
     for field in dataclasses.fields(default):
-        _add(hyper, field.name, str(field.type), _text(getattr(default, field.name)))
-    shown: list[Any] = [method.title, facts, rst.to_text(process), "", hyper]
+        _add(settings, field.name, str(field.type), _text(getattr(default, field.name)))
+    shown: list[Any] = [method.title, facts, rst.to_text(process), "", settings]
     if claims:
         table = _table("claim", "published", "source", title=f"Claims (zoo reproduce {name})")
         for claim in claims:
             _add(table, claim["statement"], claim["published"], claim["source"])
         shown.append(table)
+    if data or target or drop or engine or hyper:
+        dataset = _own_data(ctx.obj, method, data, target, drop or [])
+        values["cost"], table = _cost(ctx.obj, method, dataset, _pairs(hyper or []), engine)
+        shown.append(table)
     ctx.obj.result(values, *shown)
+
+
+def _own_data(
+    say: Say, method: Method[Any] | Diagnostic[Any], data: str | None, target: str | None, drop: Sequence[str]
+) -> Dataset:
+    from zoo.types import Diagnostic
+
+    if isinstance(method, Diagnostic):
+        raise PairError(f"'{method.name}' is a diagnostic of fitted posteriors; leave out --data")
+    with _warnings(say):
+        return _dataset(data or method.default_data, target, drop)
+
+
+def _cost(
+    say: Say, method: Any, dataset: Dataset, hyper: Mapping[str, str], engine: _Engine | None
+) -> tuple[dict[str, Any], Table]:
+    from zoo.types import hyper_from_json
+
+    chosen = hyper_from_json(method.hyper, hyper)
+    say.note("measuring a few seconds of the fit")
+    with _warnings(say):
+        from zoo.inference.cost import cost
+
+        found = cost(method, dataset, chosen, engine=None if engine is None else engine.value)
+    total = sum(found.memory.values())
+    table = _table("", "", title=f"Cost of a fit to {dataset.name}")
+    table.show_header = False
+    _add(table, "engine", found.engine)
+    _add(table, "training rows", f"{found.rows:,}")
+    if found.parameters:
+        _add(table, "parameters", f"{found.parameters:,}")
+    _add(table, "numbers in a draw", f"{found.latents:,}")
+    _add(table, "steps" if found.engine == "svi" else "iterations", f"{found.steps:,}")
+    setup = f", {_duration(found.setup)} of it to compile" if found.setup else ""
+    _add(table, "time", f"{_duration(found.seconds)}{setup}")
+    _add(table, "memory", f"{_size(total)}: " + ", ".join(f"{what} {_size(n)}" for what, n in found.memory.items()))
+    _add(table, "1,000 draws", _size(found.thousand_draws))
+    _add(table, "how", found.how)
+    return dataclasses.asdict(found) | {"total_memory": total}, table
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1_000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1_000
+    raise AssertionError
 
 
 @app.command(epilog=_EPILOG)
@@ -344,11 +424,6 @@ def data_show(
 
 
 # ------------------------------------------------------------------------------------------------------------- fit
-class _Engine(StrEnum):
-    svi = "svi"
-    nuts = "nuts"
-
-
 class _Dtype(StrEnum):
     float32 = "float32"
     float64 = "float64"
