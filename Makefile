@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint tutorials clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -21,9 +21,12 @@ test: $(STAMP) lint  ## the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # two workers, one thread each
 
 lint: $(STAMP)
-	$(BIN)/ruff check zoo tests
-	$(BIN)/ruff format --check zoo tests
+	$(BIN)/ruff check zoo tests tutorials
+	$(BIN)/ruff format --check zoo tests tutorials
 	$(BIN)/mypy
+
+tutorials: $(STAMP)  ## execute the notebooks in place
+	$(BIN)/python tutorials/execute.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
