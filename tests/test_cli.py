@@ -131,8 +131,8 @@ def test_show_measures_what_a_fit_costs(table: Path, monkeypatch: pytest.MonkeyP
 
     seen: dict[str, Any] = {}
 
-    def fake(method: Any, data: Any, hyper: Any, *, engine: str | None) -> cost.Cost:
-        seen.update(method=method.name, rows=data.num_data, features=len(data.columns), hyper=hyper, engine=engine)
+    def fake(name: str, data: Any, hyper: Any, *, engine: str | None) -> cost.Cost:
+        seen.update(method=name, rows=data.num_data, features=len(data.columns), hyper=hyper, engine=engine)
         return cost.Cost(
             engine="svi", rows=42, parameters=7, latents=5, steps=100, setup=3.0, seconds=200.0, how="Guessed.",
             memory={"parameters": 3_000_000, "data": 1_000_000}, thousand_draws=20_000,

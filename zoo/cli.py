@@ -310,7 +310,7 @@ def _cost(
     with _warnings(say):
         from zoo.inference.cost import cost
 
-        found = cost(method, dataset, chosen, engine=None if engine is None else engine.value)
+        found = cost(method.name, dataset, chosen, engine=None if engine is None else engine.value)
     total = sum(found.memory.values())
     table = _table("", "", title=f"Cost of a fit to {dataset.name}")
     table.show_header = False

@@ -1,15 +1,24 @@
-"""What a fit will cost in time and memory, from a few seconds of it."""
+"""What a fit will cost in time and memory, from a few seconds of it.
+
+The seconds are spent by a child process, since a compiler cannot be stopped in the middle without harm to its process.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,13 +26,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from zoo.errors import PairError
 from zoo.inference import nuts
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.runner import _check_task, _engine, fit
 from zoo.inference.svi import Trainer
-from zoo.types import Batch, Dataset, Method, Pair
+from zoo.registry import get
+from zoo.types import Batch, Dataset, Diagnostic, Pair, hyper_from_json, hyper_to_json
 
 __all__ = ["Cost", "cost"]
+
+_DTYPES = {"svi": torch.float32, "nuts": torch.float64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,100 +68,169 @@ class Cost:
     thousand_draws: int
 
 
-def cost(
-    method: Method[Any], data: Dataset, hyper: Any = None, *, engine: str | None = None, limit: float = 12
-) -> Cost:
+def cost(name: str, data: Dataset, hyper: Any = None, *, engine: str | None = None, limit: float = 15.0) -> Cost:
     """Build a method's pair on data, time a few seconds of its fit, and extrapolate to the whole of it.
 
     Args:
-        method: The method.
+        name: Name of the method.
         data: Data for it.
         hyper: Hyper-parameters; ``None`` takes the defaults.
         engine: ``svi`` or ``nuts``; ``None`` takes the method's first.
-        limit: Seconds after which compiling or sampling is stopped.
+        limit: Seconds after which timing ends with what there is.
 
     Returns:
         The estimate, for the settings that :func:`zoo.fit` has by default.
+
+    Raises:
+        PairError: If the method is a diagnostic, or the engine cannot fit it.
     """
+    method = get(name)
+    if isinstance(method, Diagnostic):
+        raise PairError(f"'{name}' is a diagnostic of fitted posteriors; it has no fit of its own")
     engine = _engine(engine, method, None)
     _check_task(method, data)
     hyper = method.hyper() if hyper is None else hyper
-    dtype = torch.float64 if engine == "nuts" else torch.float32
-    with pyro_world(dtype=dtype), stream(seeded(0)), pyro.get_param_store().scope():
-        pair = method.build(data, hyper)
-        trace = poutine.trace(pair.model).get_trace(_cast(data.train, dtype))
-    latents = sum(
-        trace.nodes[name]["value"].numel()
-        for name in trace.stochastic_nodes
-        if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"
-    )
+    pair, latents = _built(name, data, hyper, engine)
+    dtype = _DTYPES[engine]
     size = 1_000 * latents * torch.finfo(dtype).bits // 8
     known: dict[str, Any] = {"engine": engine, "rows": data.num_data, "latents": latents, "thousand_draws": size}
-    timed = _svi if engine == "svi" else _nuts
-    return timed(method, pair, data, known, limit)
-
-
-def _svi(method: Method[Any], pair: Pair, data: Dataset, known: dict[str, Any], limit: float) -> Cost:
+    if engine == "nuts":
+        return _of_chains(_timed(name, data, hyper, engine, limit), data, known)
     recipe = method.recipe
-    options: dict[str, Any] = {"whole": data.whole, "recipe": recipe}
-    end = time.perf_counter() + limit
-    eager = Trainer(pair, data.train, compile=False, **options)
-    size, per_step = len(eager.state.theta), math.nan
-    setup, how = 0.0, f"not one step ended within {limit:.0f} seconds"
-    with _alarm(end):
-        count, per_step = _time(eager, 16)
-        how = f"{count} steps were timed without compiling, which took too long here: compiled ones are faster"
-        compiled = Trainer(pair, data.train, **options)
-        if compiled.program.compiled:
-            count, per_step = _time(compiled, 1_024)
-            setup, how = compiled.compile_seconds, f"{count} compiled steps were timed"
-        else:
-            how = f"{count} steps were timed; they run without compiling: {compiled.program.reason}"
-    item, rows = 4, min(recipe.batch_size or known["rows"], known["rows"])
+    state = Trainer(pair, data.train, whole=data.whole, recipe=recipe, compile=False).state
+    rows = min(recipe.batch_size or known["rows"], known["rows"])
     memory = {
-        "parameters and gradient": 2 * size * item,
-        "optimiser": sum(m.numel() for m in eager.state.moments) * item,
+        "parameters and gradient": 2 * _bytes({"": state.theta}),
+        "optimiser": sum(_bytes({"": m}) for m in state.moments),
         "training data": _bytes(data.train),
         "mini-batch": _bytes(data.train) * rows // known["rows"],
     }
+    events = _timed(name, data, hyper, engine, limit)
+    setup, per_step, how = 0.0, math.nan, f"not one step ended within {limit:.0f} seconds"
+    if "eager" in events:
+        count, per_step = events["eager"][-1]
+        how = f"{count:,} steps were timed without compiling, which took too long here: compiled ones are faster"
+    if "reason" in events:
+        how = f"{count:,} steps were timed; they run without compiling: {events['reason'][-1]}"
+    if "compiled" in events:
+        count, per_step, setup = events["compiled"][-1]
+        how = f"{count:,} compiled steps were timed"
     how += "; memory is without the intermediate values of a step"
     seconds = setup + recipe.steps * per_step
-    return Cost(**known, parameters=size, steps=recipe.steps, setup=setup, seconds=seconds, how=how, memory=memory)
+    return Cost(
+        **known, parameters=len(state.theta), steps=recipe.steps, setup=setup, seconds=seconds, how=how, memory=memory
+    )
 
 
-def _nuts(method: Method[Any], pair: Pair, data: Dataset, known: dict[str, Any], limit: float) -> Cost:
-    defaults = {name: p.default for name, p in inspect.signature(fit).parameters.items()}
-    chains, draws, tune = (int(defaults[name]) for name in ("chains", "draws", "tune"))
-    started = time.perf_counter()
-    seen: list[tuple[float, int]] = []
+def _built(name: str, data: Dataset, hyper: Any, engine: str) -> tuple[Pair, int]:
+    """Build the pair, and count the numbers in one draw of its latents."""
+    method: Any = get(name)
+    with pyro_world(dtype=_DTYPES[engine]), stream(seeded(0)), pyro.get_param_store().scope():
+        pair = method.build(data, hyper)
+        trace = poutine.trace(pair.model).get_trace(_cast(data.train, _DTYPES[engine]))
+    latents = (trace.nodes[site] for site in trace.stochastic_nodes)
+    return pair, sum(site["value"].numel() for site in latents if type(site["fn"]).__name__ != "_Subsample")
 
-    def watch(states: Sequence[nuts.Chain]) -> None:
-        seen.append((time.perf_counter(), states[0].draws))
 
-    whole = None
-    with _alarm(started + limit):
-        whole = nuts.sample(pair.model, data.train, chains=1, warmup=tune, draws=draws, progress=watch)
+def _of_chains(events: dict[str, list[Any]], data: Dataset, known: dict[str, Any]) -> Cost:
+    chains, draws, tune = _chains()
     total = tune + draws
     setup, per_iteration = 0.0, math.nan
-    how = f"not one iteration ended within {limit:.0f} seconds"
-    moving = [point for point in seen if point[1] > 0]
-    if whole is not None:
-        *before, sampling = whole.info["seconds"].values()
+    how = "not one iteration ended in time"
+    moving = [point for point in events.get("draws", []) if point[1] > 0]
+    if "whole" in events:
+        *before, sampling = events["whole"][-1]
         setup, per_iteration, how = sum(before), sampling / total, "one whole chain was timed"
     elif len(moving) > 1:
         # The second half of what was seen: the first iterations look for a step size and are unlike the others.
         (begin, first), (end, last) = moving[len(moving) // 2 - 1], moving[-1]
-        setup, per_iteration = seen[0][0] - started, (end - begin) / max(last - first, 1)
+        setup, per_iteration = events["draws"][0][0], (end - begin) / max(last - first, 1)
         how = f"{last:,} of {total:,} iterations of one chain were timed; later ones can be shorter or longer"
     rounds = math.ceil(chains / min(chains, nuts._cores()))
-    item = 8
-    memory = {
-        "training data": _bytes(data.train) * item // 4,
-        "chains": chains * total * known["latents"] * item,
-    }
+    memory = {"training data": 2 * _bytes(data.train), "chains": chains * total * known["latents"] * 8}
     seconds = setup + rounds * total * per_iteration
-    steps = chains * total
-    return Cost(**known, parameters=0, steps=steps, setup=setup, seconds=seconds, how=how, memory=memory)
+    return Cost(**known, parameters=0, steps=chains * total, setup=setup, seconds=seconds, how=how, memory=memory)
+
+
+def _chains() -> tuple[int, int, int]:
+    defaults = inspect.signature(fit).parameters
+    chains, draws, tune = (int(defaults[name].default) for name in ("chains", "draws", "tune"))
+    return chains, draws, tune
+
+
+# ------------------------------------------------------------------------------------------------------ the child
+def _timed(name: str, data: Dataset, hyper: Any, engine: str, limit: float) -> dict[str, list[Any]]:
+    """Let a child process time the fit, and return what it said before the time was over, by kind."""
+    events: dict[str, list[Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as where:
+        _hand_over(Path(where), name, data, hyper, engine)
+        command = [sys.executable, "-m", "zoo.inference.cost", where]
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        child = subprocess.Popen(command, env=nuts._environment(), text=True, start_new_session=True, **pipes)
+
+        def listen() -> None:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.startswith('{"said": '):
+                    kind, value = json.loads(line)["said"]
+                    events.setdefault(kind, []).append(value)
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            listener.join(limit)
+        finally:
+            with suppress(ProcessLookupError):  # it may have ended
+                os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()  # its compilers too
+            child.wait()
+            listener.join()
+            assert child.stdout is not None
+            child.stdout.close()
+    return events
+
+
+def _hand_over(folder: Path, name: str, data: Dataset, hyper: Any, engine: str) -> None:
+    from safetensors.torch import save_file
+
+    from zoo.datasets import pack
+
+    tensors, described = pack(data)
+    save_file(tensors, folder / "data.safetensors")
+    job = {"name": name, "hyper": hyper_to_json(hyper), "engine": engine, "data": described}
+    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+
+
+def _say(kind: str, value: Any) -> None:
+    print(json.dumps({"said": [kind, value]}), flush=True)
+
+
+def _child(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    from zoo.datasets import unpack
+
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    data = unpack(load_file(folder / "data.safetensors"), job["data"])
+    method: Any = get(job["name"])
+    hyper = hyper_from_json(method.hyper, job["hyper"])
+    pair, _ = _built(job["name"], data, hyper, job["engine"])
+    if job["engine"] == "nuts":
+        _, draws, tune = _chains()
+        started = time.perf_counter()
+
+        def watch(states: Sequence[nuts.Chain]) -> None:
+            _say("draws", [time.perf_counter() - started, states[0].draws])
+
+        found = nuts.sample(pair.model, data.train, chains=1, warmup=tune, draws=draws, progress=watch)
+        _say("whole", list(found.info["seconds"].values()))
+        return
+    options: dict[str, Any] = {"whole": data.whole, "recipe": method.recipe}
+    _say("eager", _time(Trainer(pair, data.train, compile=False, **options), 16))
+    compiled = Trainer(pair, data.train, **options)
+    if compiled.program.compiled:
+        _say("compiled", [*_time(compiled, 1_024), compiled.compile_seconds])
+    else:
+        _say("reason", compiled.program.reason)
 
 
 def _time(trainer: Trainer, most: int, seconds: float = 2.0) -> tuple[int, float]:
@@ -164,35 +246,13 @@ def _time(trainer: Trainer, most: int, seconds: float = 2.0) -> tuple[int, float
         count *= 2
 
 
-class _Late(BaseException):
-    """Raised in the middle of whatever runs; no ``except Exception`` on the way may take it for a failure."""
-
-
-@contextmanager
-def _alarm(end: float) -> Iterator[None]:
-    """Leave a block when the time is over; without a limit where signals cannot be had."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: Any) -> None:
-        raise _Late
-
-    before = signal.signal(signal.SIGALRM, late)
-    timer = signal.setitimer(signal.ITIMER_REAL, max(end - time.perf_counter(), 1e-3))
-    try:
-        yield
-    except _Late:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-
-
 def _cast(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
 
 def _bytes(batch: Batch) -> int:
     return sum(v.numel() * v.element_size() for v in batch.values())
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))
