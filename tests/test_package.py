@@ -45,6 +45,7 @@ def test_wheel_holds_only_the_package_and_its_data(site: Path) -> None:
         "py.typed",
         "datasets/bundled/NOTICE",
         "datasets/bundled/mnist.npz",
+        "models/_template_test.py",
         "reports/templates/report.html.j2",
     ):
         assert (site / "zoo" / name).is_file(), name
@@ -69,6 +70,8 @@ def test_wheel_lists_and_fits_from_the_root_folder(site: Path, tmp_path: Path) -
         str(out),
     )
     assert (out / "posterior.safetensors").is_file()
+    run(site, "new", "mine", "--out", str(tmp_path))
+    assert {"mine.py", "test_mine.py"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_every_tested_version_is_pinned() -> None:

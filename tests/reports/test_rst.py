@@ -99,7 +99,7 @@ def test_every_method_has_a_readable_process(name: str) -> None:
     ("text", "shown"),
     [
         (":math:`x_i` of ``a<b``, :func:`zoo.fit`, *soft* **hard**", "$x_i$ of `a<b`, `zoo.fit`, *soft* **hard**"),
-        (r":math:`\{a\}`, :math:`T < 1`", r"$`\{a\}`$, $`T < 1`$"),
+        (r":math:`\{a\}`, :math:`T < 1`, :math:`T<a`", r"$`\{a\}`$, $T < 1$, $`T<a`$"),
         ("2 * 3 < 4$ `", r"2 \* 3 \< 4\$ \`"),
         ("`label <https://a.b/c>`_ https://a.b", "[label](https://a.b/c) https://a.b"),
         (".. math:: a = b", "$$\na = b\n$$"),

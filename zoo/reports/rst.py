@@ -456,7 +456,7 @@ def _markdown_inline(text: str, *, cell: bool = False) -> str:
         if kind == "math":
             # Between dollar signs Markdown would take a backslash before a sign for its own; not between backticks.
             tex = value.replace("|", r"\vert ") if cell else value
-            return f"$`{tex}`$" if re.search(r"\\[^A-Za-z\s]|[*<]", tex) else f"${tex}$"
+            return f"$`{tex}`$" if re.search(r"\\[^A-Za-z\s]|\*|<\S", tex) else f"${tex}$"
         if kind in ("role", "code"):
             return f"`{value.replace('|', chr(92) + '|') if cell else value}`"
         makers = {
