@@ -104,6 +104,41 @@ def test_list_is_fast_and_imports_nothing_heavy() -> None:
     assert min(spent) < 0.4
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("zoo show ", list(registry.names())),
+        ("zoo fit eigh", ["eight_schools"]),
+        ("zoo --quiet fit horse", ["horseshoe_regression"]),
+        ("zoo fit eight_schools --data ", list(zoo.datasets.names())),
+        ("zoo data show dia", ["diabetes"]),
+        ("zoo list --task regr", ["regression"]),
+        ("zoo predi", ["predict"]),
+        ("zoo fit nothing_like_it", []),
+    ],
+)
+def test_shells_complete_names(line: str, found: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from zoo.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    assert not {'torch', 'pandas', 'numpy'} & set(sys.modules), 'heavy'\n"
+    )
+    env = {**ROOT, "_ZOO_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.split() == found
+    assert done.stderr == ""
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+def test_completion_scripts_are_shown() -> None:
+    shown = run("--show-completion", "bash")
+    assert shown.exit_code == 0
+    assert "_ZOO_COMPLETE=complete_bash" in shown.stdout
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_show_and_cite(name: str) -> None:
     shown = run("show", name)

@@ -154,7 +154,6 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     epilog=_EPILOG,
     help="Published probabilistic deep-learning methods: fit one to data, and see whether to trust the posterior.",
 )
@@ -185,7 +184,7 @@ def _root(
 @app.command("list", epilog=_EPILOG)
 def list_(
     ctx: typer.Context,
-    task: Annotated[str | None, typer.Option(help="Only methods of this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only methods of this task.", autocompletion=_complete_tasks)] = None,
 ) -> None:
     """List the methods and diagnostics."""
     found = registry.entries()
@@ -210,7 +209,33 @@ _Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
 ]
-_Name = Annotated[str, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)]
+
+
+def _complete_methods(incomplete: str) -> list[tuple[str, str]]:
+    return [(e.name, e.title) for e in registry.entries() if e.name.startswith(incomplete)]
+
+
+def _complete_data(incomplete: str) -> list[tuple[str, str]]:
+    from zoo.datasets import catalogue
+
+    return [(e.name, e.description) for e in catalogue() if e.name.startswith(incomplete)]
+
+
+def _complete_tasks(incomplete: str) -> list[str]:
+    from zoo import tasks
+
+    return [name for name in tasks.names() if name.startswith(incomplete)]
+
+
+_Name = Annotated[
+    str,
+    typer.Argument(
+        help="Method, as `zoo list` names it.",
+        metavar="NAME",
+        show_default=False,
+        autocompletion=_complete_methods,
+    ),
+]
 
 
 @app.command(epilog=_EPILOG)
@@ -218,7 +243,10 @@ def show(
     ctx: typer.Context,
     name: _Name,
     data: Annotated[
-        str | None, typer.Option(help="Measure on these data, for some 15 seconds, what a fit would cost.")
+        str | None,
+        typer.Option(
+            help="Measure on these data, for some 15 seconds, what a fit would cost.", autocompletion=_complete_data
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
@@ -354,7 +382,9 @@ def cite(ctx: typer.Context, name: _Name) -> None:
 @_data.command("list", epilog=_EPILOG)
 def data_list(
     ctx: typer.Context,
-    task: Annotated[str | None, typer.Option(help="Only data sets of this task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Only data sets of this task.", autocompletion=_complete_tasks)
+    ] = None,
 ) -> None:
     """List the bundled data sets."""
     from zoo import datasets
@@ -376,7 +406,12 @@ def data_show(
     ctx: typer.Context,
     name: Annotated[
         str,
-        typer.Argument(help="Data set, or the path of your own file or folder.", metavar="NAME", show_default=False),
+        typer.Argument(
+            help="Data set, or the path of your own file or folder.",
+            metavar="NAME",
+            show_default=False,
+            autocompletion=_complete_data,
+        ),
     ],
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
@@ -437,11 +472,20 @@ _NUTS_ONLY = ("chains", "tune", "draws")
 def fit(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="Method, as `zoo list` names it.", metavar="NAME", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Method, as `zoo list` names it.",
+            metavar="NAME",
+            show_default=False,
+            autocompletion=_complete_methods,
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Bundled data set, CSV, NPZ or Parquet file, or folder of MNIST (idx) or CIFAR (binary)."),
+        typer.Option(
+            help="Bundled data set, CSV, NPZ or Parquet file, or folder of MNIST (idx) or CIFAR (binary).",
+            autocompletion=_complete_data,
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
@@ -758,7 +802,13 @@ def _refuse_output(out: Path, data: Path, overwrite: bool) -> None:
 def check(
     ctx: typer.Context,
     name: Annotated[
-        str, typer.Argument(help="Method, or the path of a method file.", metavar="NAME", show_default=False)
+        str,
+        typer.Argument(
+            help="Method, or the path of a method file.",
+            metavar="NAME",
+            show_default=False,
+            autocompletion=_complete_methods,
+        ),
     ],
 ) -> None:
     """Check step by step whether a method's model and guide work."""
@@ -872,7 +922,10 @@ def new(
 def docs(
     ctx: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Methods. Default: all.", metavar="[NAME]...", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Methods. Default: all.", metavar="[NAME]...", show_default=False, autocompletion=_complete_methods
+        ),
     ] = None,
     figures: Annotated[
         bool, typer.Option("--figures", help="Draw the model and photograph the report of a fit (Graphviz, Chromium).")
