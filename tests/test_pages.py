@@ -32,6 +32,11 @@ def test_page_is_up_to_date(name: str) -> None:
     }
 
 
+def test_pictures_are_small() -> None:
+    sizes = {p.name: p.stat().st_size for p in (DOCS / "figures").iterdir()}
+    assert all(size < (20_000 if name.endswith(".svg") else 200_000) for name, size in sizes.items()), sizes
+
+
 def test_index_is_up_to_date() -> None:
     assert (DOCS / "README.md").read_text(encoding="utf-8") == pages.index(ENTRIES.values()), "run `zoo docs`"
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from zoo import cli, registry
-from zoo.errors import DataError
+from zoo.errors import DataError, PairError
 from zoo.scaffold import checkout, new
 
 ROOT = Path(__file__).parent.parent
@@ -92,11 +92,16 @@ def test_what_is_there_is_not_overwritten(copy: Path, monkeypatch: pytest.Monkey
             new(name)
     readme = (copy / "README.md").read_text()
     (copy / "README.md").write_text("no table")
-    with pytest.raises(DataError, match="no table of methods"):
+    with pytest.raises(DataError, match="no table under the heading"):
         new("another")
     (copy / "README.md").write_text(readme)
     assert {p: p.read_bytes() for p in before} == before
-    assert not (copy / "zoo" / "models" / "another.py").exists()
+    broken = copy / "zoo" / "models" / "broken.py"
+    broken.write_text("METHOD = 1\n")
+    with pytest.raises(PairError, match=r"broken\.py"):
+        new("another")
+    broken.unlink()
+    assert not list(copy.rglob("*another*"))
 
 
 def test_checkout_is_found_from_its_folders_only(tmp_path: Path) -> None:

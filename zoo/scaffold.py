@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -70,24 +71,28 @@ def new(name: str, *, out: Path | None = None) -> list[Path]:
         return list(texts)
     method, test = root / "zoo" / "models" / f"{name}.py", root / "tests" / "models" / f"test_{name}.py"
     page, index, readme = root / "docs" / f"{name}.md", root / "docs" / "README.md", root / "README.md"
-    texts = {method: _method(name), test: _test(f"zoo.models.{name}")}
-    _refuse_existing([*texts, page])
+    _refuse_existing([method, test, page])
     from zoo import pages
 
     text = readme.read_text(encoding="utf-8")
-    rows = list(re.finditer(r"^\| `\w+` \|.*\n", text, flags=re.MULTILINE))
-    if not rows:
-        raise DataError(f"'{readme}' has no table of methods with rows | `name` | ...; put it back")
+    table = re.search(r"^## Methods\n(?:[^|\n].*\n|\n)*(?:\|.*\n)+", text, flags=re.MULTILINE)
+    if table is None:
+        raise DataError(f"'{readme}' has no table under the heading '## Methods'; put it back")
+    with tempfile.TemporaryDirectory() as aside:  # made whole before anything is written
+        source = Path(aside) / f"{name}.py"
+        source.write_text(_method(name), encoding="utf-8")
+        entries = sorted([*registry.scan(method.parent), *registry.scan(source.parent)], key=lambda e: e.name)
+        found = registry.from_file(source)
+        row = f"| `{name}` | {found.title} | {pages.cited(registry.find_bibtex(source, found.paper))} |\n"
+        texts = {
+            method: _method(name),
+            test: _test(f"zoo.models.{name}"),
+            page: pages.page(found, source, None, root / "docs" / "figures"),
+            index: pages.index(entries),
+            readme: text[: table.end()] + row + text[table.end() :],
+        }
     write_texts(texts)
-    entries, found = registry.scan(method.parent), registry.from_file(method)
-    row = f"| `{name}` | {found.title} | {pages.cited(registry.find_bibtex(method, found.paper))} |\n"
-    end = rows[-1].end()
-    write_texts({
-        page: pages.page(found, method, None, root / "docs" / "figures"),
-        index: pages.index(entries),
-        readme: text[:end] + row + text[end:],
-    })
-    return [method, test, page, index, readme]
+    return list(texts)
 
 
 def _method(name: str) -> str:
