@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -80,3 +82,10 @@ def test_every_tested_version_is_pinned() -> None:
     pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
     names = {d.split(">")[0].split("<")[0].split("=")[0].strip().lower() for d in wanted}
     assert names <= pins, sorted(names - pins)
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert zoo.__version__ == version
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert version in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
