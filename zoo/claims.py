@@ -408,16 +408,18 @@ def _show(value: float) -> str:
 
 
 def _words(acceptance: Acceptance) -> str:
-    parts = []
+    parts, errors = [], acceptance.errors
+    near = f" by more than {errors:g} standard error{'s' if errors != 1 else ''}" if errors else ""
     if math.isfinite(acceptance.low):
-        parts.append(f"at least {acceptance.low:g}")
+        parts.append(f"at least {acceptance.low:g}" + (f", or not below{near}" if near else ""))
     if math.isfinite(acceptance.high):
-        parts.append(f"at most {acceptance.high:g}")
-    slack = f" (within {acceptance.slack:g})" if acceptance.slack else ""
+        parts.append(f"at most {acceptance.high:g}" + (f", or not above{near}" if near else ""))
+    below, above = ("not above", "not below") if acceptance.errors else ("below", "above")
+    slack = near + (f" (within {acceptance.slack:g})" if acceptance.slack else "")
     if acceptance.below is not None:
-        parts.append(f"below {acceptance.below}{slack}")
+        parts.append(f"{below} {acceptance.below}{slack}")
     if acceptance.above is not None:
-        parts.append(f"above {acceptance.above}{slack}")
+        parts.append(f"{above} {acceptance.above}{slack}")
     return f"mean of {acceptance.key} {' and '.join(parts) or 'finite'}"
 
 

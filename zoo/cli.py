@@ -725,6 +725,78 @@ def report(
 
 
 @app.command(epilog=_EPILOG)
+def compress(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller posterior, its report and the networks.")],
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Standard errors of the validation error that may be given up.")
+    ] = 1.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds of the zoo.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random number.")] = 0,
+) -> None:
+    """Prune a saved posterior, fit what is left further, and export the small network.
+
+    Writes the smaller posterior with its report, network.pt2 (torch.export) and, with the extra `export`,
+    network.onnx; weights are stored as the small integers that their bits allow.
+    """
+    say: Say = ctx.obj
+    _refuse_existing(out, overwrite)
+    from zoo import exports
+    from zoo.errors import MissingExtraError
+    from zoo.inference.posterior import load
+
+    with _warnings(say), outputs.whole(out, keep=False, resume=False) as stage:
+        posterior = load(folder)
+        say.note("pruning and fitting what is left, in turns")
+        small = posterior.prune(tolerance=tolerance, seed=seed)
+        network = small.compress(packed=True)
+        whole = posterior.compress(keep="all", rounded=False)
+        small.save(stage)
+        small.report(stage / "report.html", seed=seed)
+        split = posterior.data.test or posterior.data.validation or posterior.data.train
+        x = split["x"][:1000]
+        rows = []
+        for suffix in exports.FORMATS:
+            try:
+                path = exports.export(network, x, stage / f"network{suffix}")
+                before = exports.measure(exports.export(whole, x, stage / f"whole{suffix}"), whole, x)
+            except MissingExtraError as error:
+                say.note(f"note: {error}")
+                continue
+            after = exports.measure(path, network, x)
+            before.path.unlink()
+            rows.append((exports.FORMATS[suffix], before, after))
+    quantities = small.summary()
+    values = {
+        "name": small.name,
+        "out": str(out),
+        "quantities": quantities,
+        "networks": [
+            {
+                "format": label, "file": str(out / after.path.name), "bytes": after.num_bytes,
+                "bytes_whole": before.num_bytes,
+                "milliseconds": after.milliseconds, "milliseconds_whole": before.milliseconds, "rows": after.rows,
+                "difference": after.difference,
+            }
+            for label, before, after in rows
+        ],
+    }  # fmt: skip
+    facts = _table("quantity", "value")
+    for name, value in quantities.items():
+        _add(facts, name, _number(value))
+    table = _table(
+        "network", "bytes before", "after", "ms before", "after", title=f"On disk, and {len(x):,} rows on one thread"
+    )
+    for label, before, after in rows:
+        _add(
+            table, label, f"{before.num_bytes:,}", f"{after.num_bytes:,}", _number(before.milliseconds),
+            _number(after.milliseconds),
+        )  # fmt: skip
+    say.result(values, facts, table, f"{'files:':<11}{out}", bare=str(out))
+
+
+@app.command(epilog=_EPILOG)
 def predict(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, 
 from zoo.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from zoo.inference.posterior import Posterior
 
@@ -30,6 +30,7 @@ __all__ = [
     "Dataset",
     "Diagnostic",
     "Elbo",
+    "Figure",
     "Loss",
     "Method",
     "Objective",
@@ -234,10 +235,12 @@ class Acceptance:
         key: Measured value.
         low: Smallest accepted mean.
         high: Largest accepted mean.
-        below: Another measured value that ``key`` must lie below (mean of paired differences, by more than one
-            standard error of it minus ``slack``).
+        below: Another measured value that ``key`` must lie below: the mean of the paired differences by more than one
+            standard error of it, minus ``slack``.
         above: Another measured value that ``key`` must lie above, likewise.
         slack: Difference that still counts as equal, in the units of ``key``.
+        errors: If positive, "no worse by more than so many standard errors" in place of "better by more than one": of
+            the paired differences for ``below`` and ``above``, of the mean for ``low`` and ``high``.
     """
 
     key: str
@@ -246,6 +249,7 @@ class Acceptance:
     below: str | None = None
     above: str | None = None
     slack: float = 0.0
+    errors: float = 0.0
 
     def met(self, runs: Sequence[Mapping[str, float]]) -> bool:
         """Decide over the runs of all seeds.
@@ -259,18 +263,24 @@ class Acceptance:
         values = [run.get(self.key, float("nan")) for run in runs]
         if not values or any(v != v or v in (float("inf"), float("-inf")) for v in values):
             return False
-        mean = sum(values) / len(values)
-        if not self.low <= mean <= self.high:
+        mean, error = _mean_and_error(values)
+        room = self.errors * error
+        if not self.low - room <= mean <= self.high + room:
             return False
         for other, sign in ((self.below, 1.0), (self.above, -1.0)):
             if other is None:
                 continue
             gaps = [sign * (run.get(other, float("nan")) - v) for run, v in zip(runs, values, strict=True)]
-            centre = sum(gaps) / len(gaps)
-            spread = (sum((g - centre) ** 2 for g in gaps) / max(len(gaps) - 1, 1)) ** 0.5
-            if not centre > spread / len(gaps) ** 0.5 - self.slack:
+            gap, error = _mean_and_error(gaps)
+            if not gap > (-self.errors if self.errors else 1.0) * error - self.slack:
                 return False
         return True
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    variance = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
+    return mean, (variance / len(values)) ** 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +319,31 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A figure of a method's quantities of interest, drawn in the report's style.
+
+    Args:
+        name: Identifier, unique in the report.
+        paint: Draws on an array of matplotlib axes, ``(rows, columns)``.
+        caption: Sentences under the figure.
+        alt: What it shows, for those who cannot see it.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        height: In inches.
+        wide: Whether it takes the whole width of the page.
+    """
+
+    name: str
+    paint: Callable[[Any], None]
+    caption: str
+    alt: str
+    rows: int = 1
+    columns: int = 1
+    height: float = 2.9
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Method(Generic[H]):
     """A published method: what it is called, how its pair is built, what its paper claims.
 
@@ -334,6 +369,9 @@ class Method(Generic[H]):
         use_when: For which data and questions it is a good choice, in sentences.
         avoid_when: For which it is not, and what is better there.
         needs: What the data must hold, and what else is needed.
+        figures: ``figures(posterior)`` -> figures of them, for the report.
+        prune: ``prune(posterior, ...)`` -> the posterior of a smaller network; of methods that find one.
+        compress: ``compress(posterior, ...)`` -> a plain :class:`torch.nn.Module` that predicts.
     """
 
     name: str
@@ -353,6 +391,9 @@ class Method(Generic[H]):
     use_when: str = ""
     avoid_when: str = ""
     needs: str = ""
+    figures: Callable[[Posterior], Sequence[Figure]] | None = None
+    prune: Callable[..., Posterior] | None = None
+    compress: Callable[..., nn.Module] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

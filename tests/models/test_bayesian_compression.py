@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,8 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from zoo.errors import DataError
+import zoo
+from zoo.errors import DataError, PairError
 from zoo.models import bayesian_compression as bc
 from zoo.models._parts.distributions import log_uniform_kl
 from zoo.models.bayesian_compression import (
@@ -79,7 +82,8 @@ def fake_params(prior: str, sizes: tuple[int, ...], seed: int = 0) -> dict[str, 
 
 
 def fake_posterior(prior: str = "normal_jeffreys", sizes: tuple[int, ...] = (FEATURES, 12, 6, CLASSES)) -> Any:
-    return SimpleNamespace(params=fake_params(prior, sizes), data=make_data(torch.float64))
+    hyper = Hyper(hidden=sizes[1:-1], prior=prior)
+    return SimpleNamespace(params=fake_params(prior, sizes), data=make_data(torch.float64), hyper=hyper, info={})
 
 
 # ------------------------------------------------------------------------------------------------------ moments
@@ -245,7 +249,7 @@ def test_masked_network_equals_the_smaller_one(prior: str) -> None:
     torch.testing.assert_close(network(x), h)
     sizes = [m.in_features for m in network if isinstance(m, nn.Linear)]
     assert sizes == [int(mask.sum()) for mask in keep]
-    saved = compression(posterior.params, keep)
+    saved = compression(posterior, keep)
     kept = sum(m.weight.numel() for m in network if isinstance(m, nn.Linear))
     assert saved.pruning == pytest.approx((8 * 12 + 12 * 6 + 6 * 3) / kept)
     stored = sum(
@@ -259,7 +263,7 @@ def test_rounding_leaves_few_values() -> None:
     posterior = fake_posterior()
     keep = [torch.ones(len(layer.score), dtype=torch.bool) for layer in layers(posterior.params)]
     exact, rounded = compress(posterior, keep, rounded=False), compress(posterior, keep)
-    saved = compression(posterior.params, keep)
+    saved = compression(posterior, keep)
     exponent = bit_widths([layer.mean for layer in layers(posterior.params)], [torch.full((1, 1), 4.0)])[0] - 1
     for l, bits in enumerate(saved.bits):
         step = 2.0 ** -(bits - 1 - exponent)
@@ -280,8 +284,159 @@ def test_units_are_chosen_within_the_tolerance() -> None:
     for mask, layer in zip(chosen, layers(posterior.params), strict=True):  # a threshold: no kept unit scores worse
         if not bool(mask.all()):
             assert float(layer.score[mask].max()) <= float(layer.score[~mask].min())
-    stricter = compression(posterior.params, choose_units(posterior, tolerance=0.0))
-    assert stricter.pruning <= compression(posterior.params, chosen).pruning
+    stricter = compression(posterior, choose_units(posterior, tolerance=0.0))
+    assert stricter.pruning <= compression(posterior, chosen).pruning
+
+
+# ------------------------------------------------------------------------------------------------- convolutions
+LENET = Hyper(channels=(4, 6), hidden=(9,))
+
+
+def make_images(num: int = 40, size: int = 20) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(num: int) -> dict[str, Tensor]:
+        y = torch.randint(CLASSES, (num,), generator=generator)
+        x = torch.rand(num, 1, size, size, generator=generator) * 0.3
+        for i, label in enumerate(y.tolist()):
+            x[i, 0, 4 * label : 4 * label + 8] += 0.5
+        return {"x": x.flatten(1), "y": y, "index": torch.arange(num)}
+
+    return Dataset(
+        name="images", task="classification", train=batch(num), validation=batch(num), test=batch(num),
+        extra={"num_classes": CLASSES, "image_shape": (1, size, size)},
+    )  # fmt: skip
+
+
+def random_fit(data: Dataset, hyper: Hyper, seed: int = 0) -> Any:
+    """A posterior with the guide's parameters moved at random, without training."""
+    posterior = zoo.fit(METHOD, data, hyper=hyper, steps=1, batch_size=0, compile=False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in posterior._values.items():
+        value += (0.5 if name.endswith("_loc") else 0.2) * torch.randn(value.shape, generator=generator)
+    return posterior
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_moments_of_filters_are_those_of_draws(prior: str) -> None:
+    posterior = random_fit(make_images(), dataclasses.replace(LENET, prior=prior, global_scale=0.5))
+    for name in posterior._values:  # narrow scales: log-normal variables have heavy tails
+        if name.endswith("_scale"):
+            posterior._values[name] -= 0.5
+    draws = posterior.draws(3_000)
+    for l, layer in enumerate(layers(posterior.params)[:2]):
+        for site, mean in ((f"W_{l}", layer.mean), (f"b_{l}", layer.bias)):
+            values = draws[site]
+            z = (values.mean(0) - mean) / (values.var(0) / len(values)).sqrt()
+            assert float(z.abs().max()) < 5
+        torch.testing.assert_close(draws[f"W_{l}"].var(0), layer.variance, rtol=0.7, atol=0)
+
+
+def test_a_convolutional_model_computes_what_the_network_of_its_weights_does() -> None:
+    data = make_images()
+    model = build(data, LENET).model
+    network = bc._dense(bc._architecture(data, LENET))
+    values = {}
+    for l, module in enumerate(m for m in network if isinstance(m, nn.Linear | nn.Conv2d)):
+        values |= {f"W_{l}": module.weight if l < 2 else module.weight.T, f"b_{l}": module.bias}
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(data.train)
+    torch.testing.assert_close(trace.nodes["y"]["fn"].logits, network(data.train["x"]).log_softmax(-1))
+
+
+def test_filters_and_features_leave_the_convolutional_network_together() -> None:
+    posterior = random_fit(make_images(), LENET)
+    stack = layers(posterior.params)
+    generator = torch.Generator().manual_seed(1)
+    keep = [torch.rand(len(layer.score), generator=generator) < 0.6 for layer in stack]
+    keep[1][0], keep[2][:4] = True, False  # the first filter of the second layer loses all of its 2 x 2 features
+    network = compress(posterior, keep, rounded=False)
+    x, h = posterior.data.train["x"], posterior.data.train["x"].reshape(-1, 1, 20, 20)
+    assert len(keep[2]) == 6 * 2 * 2
+    masks = [keep[0], keep[1] & (torch.arange(6) != 0)]
+    for layer, mask in zip(stack[:2], masks, strict=True):
+        h = nn.functional.conv2d(h, layer.mean, layer.bias).relu() * mask[:, None, None]
+        h = nn.functional.max_pool2d(h, 2)
+    h = ((h.flatten(1) * keep[2]) @ stack[2].mean + stack[2].bias).relu()
+    torch.testing.assert_close(network(x), (h * keep[3]) @ stack[3].mean + stack[3].bias)
+    units = compression(posterior, keep).units
+    features = int((keep[2].reshape(6, 4) & masks[1][:, None]).sum())
+    assert units == (int(keep[0].sum()), int(masks[1].sum()), features, int(keep[3].sum()), CLASSES)
+    assert (network[2].in_channels, network[2].out_channels) == (1, units[0])
+
+
+def test_no_convolution_without_images_large_enough() -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        build(make_data(), LENET)
+    with pytest.raises(DataError, match="12 x 12 are too small"):
+        build(make_images(size=12), LENET)
+    with pytest.raises(DataError, match="inputs are to be chosen from 0 to 7"):
+        build(make_data(), Hyper(inputs=(3, 8)))
+
+
+# -------------------------------------------------------------------------------------------- pruning and export
+@pytest.mark.parametrize("hyper", [Hyper(hidden=(10, 6)), Hyper(hidden=(10, 6), prior="horseshoe"), LENET])
+def test_the_parameters_of_what_is_left_are_those_of_the_smaller_pair(hyper: Hyper) -> None:
+    data = make_images() if hyper.channels else make_data()
+    posterior = random_fit(data, hyper)
+    generator = torch.Generator().manual_seed(2)
+    stack = layers(posterior.params)
+    net = bc._architecture(data, hyper)
+    keep = bc._consistent(net, [torch.rand(len(s.score), generator=generator) < 0.7 for s in stack])
+    small = bc._smaller(net, keep)
+    c = net.num_filters
+    left = dataclasses.replace(
+        hyper, channels=tuple(s[0] for s in small.shapes[:c]), hidden=tuple(s[0] for s in small.shapes[c + 1 :]),
+        inputs=small.inputs,
+    )  # fmt: skip
+    init = bc._shrunk_params(posterior, keep)
+    fitted = zoo.fit(METHOD, data, hyper=left, init=init, steps=1, learning_rate=1e-12, batch_size=0, compile=False)
+    x = data.train["x"]
+    expected = compress(posterior, keep, rounded=False)(x)
+    torch.testing.assert_close(compress(fitted, "all", rounded=False)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_pruning_in_turns_returns_a_smaller_posterior(prior: str, tmp_path: Path) -> None:
+    data = make_data(num=400)
+    hyper = Hyper(hidden=(12, 8), prior=prior, temperature=0.1)
+    posterior = zoo.fit(METHOD, data, hyper=hyper, steps=300, learning_rate=0.03, batch_size=0, compile=False)
+    before = dict(posterior.info)
+    small = posterior.prune(turns=3, steps=60, learning_rate=0.01, tolerance=2.0)
+    assert posterior.info == before
+    turns = small.info["pruned"]
+    assert len(turns) == 3
+    assert all(b["pruning"] * 0.75 >= a["pruning"] * 0.99 for a, b in itertools.pairwise(turns))
+    allowed = [turn for turn in turns if turn["error"] <= small.info["limit"]]
+    saved = compression(small)
+    assert saved.pruning == pytest.approx(allowed[-1]["pruning"])
+    whole = 8 * 12 + 12 * 8 + 8 * 3
+    network = small.compress()
+    assert saved.pruning == pytest.approx(whole / sum(m.weight.numel() for m in network if isinstance(m, nn.Linear)))
+    assert bc._error(network, data.validation) / 100 <= small.info["limit"] + 1e-9
+    assert {f.name for f in bc.figures(small)} == {"weights", "trade-off"}
+    small.save(tmp_path / "small")
+    loaded = zoo.load(tmp_path / "small", data=data)
+    torch.testing.assert_close(loaded.compress()(data.test["x"]), network(data.test["x"]))
+    assert loaded.summary() == small.summary()
+
+
+def test_packed_weights_are_small_integers_and_predict_the_same() -> None:
+    for posterior in (fake_posterior(), random_fit(make_images(), LENET)):
+        x = posterior.data.test["x"]
+        packed = compress(posterior, packed=True)
+        torch.testing.assert_close(packed(x), compress(posterior)(x))
+        kinds = [b.dtype for n, b in packed.named_buffers() if n.endswith("codes")]
+        assert kinds
+        assert not any(kind.is_floating_point for kind in kinds)
+        assert not list(packed.parameters())
+
+
+def test_a_bare_pair_has_nothing_to_compress() -> None:
+    pair = build(make_data(), Hyper(hidden=(4,)))
+    posterior = zoo.fit(pair, make_data(), steps=1, compile=False)
+    for name in ("compress", "prune"):
+        with pytest.raises(PairError, match="which methods compress"):
+            getattr(posterior, name)()
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -294,12 +449,13 @@ def test_a_plain_pyro_loop_learns_which_features_matter(prior: str) -> None:
     losses = [svi.step(data.train) for _ in range(300)]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     params = {k: v.detach() for k, v in pyro.get_param_store().items()}
-    posterior: Any = SimpleNamespace(params=params, data=data)
+    hyper = Hyper(hidden=(10,), prior=prior)
+    posterior: Any = SimpleNamespace(params=params, data=data, hyper=hyper, info={})
     score = layers(params)[0].score
     assert float(score[:2].max()) < float(score[2:].min())
     keep = choose_units(posterior)
     assert bc._error(compress(posterior, keep), data.test) < 10  # percent; guessing the commonest class: 50
-    assert compression(params, keep).pruning > 2
+    assert compression(posterior, keep).pruning > 2
 
 
 def test_the_analytic_estimate_is_that_of_sampled_terms() -> None:
@@ -322,7 +478,7 @@ def test_bad_hyper_parameters_are_named() -> None:
     data = make_data()
     with pytest.raises(DataError, match="temperature is 0"):
         build(data, Hyper(temperature=0.0))
-    with pytest.raises(DataError, match="every hidden layer"):
+    with pytest.raises(DataError, match="every layer needs"):
         build(data, Hyper(hidden=(10, 0)))
 
 
@@ -332,19 +488,20 @@ def test_method_names_its_parts() -> None:
     assert set(METHOD.sites(METHOD.smoke)) == {f"{s}_{l}" for s in "zWb" for l in range(3)}
 
 
-def test_the_fast_subset_of_the_claims_measures_every_key() -> None:
-    values = bc._measure(0, True)
-    asked = {a.key for claim in METHOD.claims for a in claim.acceptance}
-    asked |= {other for claim in METHOD.claims for a in claim.acceptance for other in (a.below, a.above) if other}
-    assert asked <= set(values)
+@pytest.mark.parametrize("measure", [bc._measure_dense, bc._measure_convolutional])
+def test_the_fast_subset_of_the_claims_measures_every_key(measure: Any) -> None:
+    values = measure(0, True)
+    asked = [a for claim in METHOD.claims if claim.measure is measure for a in claim.acceptance]
+    assert asked
+    assert {name for a in asked for name in (a.key, a.below, a.above) if name} <= set(values)
     assert all(math.isfinite(v) for v in values.values())
-    assert values["error mean field"] < 50  # of ten classes
+    assert values["error dense"] < 50  # of ten classes
 
 
 def test_magnitude_pruning_keeps_its_zeros_while_tuned() -> None:
     data = make_data()
     with torch.random.fork_rng():
-        dense = bc._train(bc._dense(data, (6,)), data, 20)
+        dense = bc._train(bc._dense(bc._architecture(data, Hyper(hidden=(6,)))), data, 20)
         cut = bc._prune_by_magnitude(dense, 4.0)
         pattern = [m.weight == 0 for m in cut if isinstance(m, nn.Linear)]
         kept = sum(int((~p).sum()) for p in pattern)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import ArtifactError, DataError, PairError, ZooError
 from zoo.inference.predictive import Prediction, Runs
@@ -227,6 +227,38 @@ class Posterior:
         if self.method is None or self.method.summary is None:
             return {}
         return dict(self.method.summary(self))
+
+    def prune(self, **options: Any) -> Posterior:
+        """Return the posterior of a smaller network, where the method finds one; see its ``prune``.
+
+        Args:
+            **options: Passed on.
+
+        Returns:
+            A posterior of the same method.
+
+        Raises:
+            PairError: If the method prunes nothing.
+        """
+        if self.method is None or self.method.prune is None:
+            raise PairError(f"'{self.name}' has nothing to prune; `zoo show NAME` says which methods compress")
+        return self.method.prune(self, **options)
+
+    def compress(self, **options: Any) -> nn.Module:
+        """Return the plain network that this posterior allows, where the method compresses; see its ``compress``.
+
+        Args:
+            **options: Passed on.
+
+        Returns:
+            A network from features to what the method's task predicts.
+
+        Raises:
+            PairError: If the method compresses nothing.
+        """
+        if self.method is None or self.method.compress is None:
+            raise PairError(f"'{self.name}' has no compressed network; `zoo show NAME` says which methods compress")
+        return self.method.compress(self, **options)
 
     def to_arviz(self, **options: Any) -> arviz.InferenceData:
         """Convert to ArviZ, every group; see :func:`zoo.diagnostics.to_arviz`.

@@ -31,7 +31,7 @@ from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from zoo.errors import PairError
+from zoo.errors import DataError, PairError, suggest
 
 __all__ = ["LOCK", "Layout", "Program", "compile_function", "discover", "no_compiler", "pyro_world", "stream"]
 
@@ -247,6 +247,37 @@ class Layout:
         from torch.distributions import transform_to
 
         return {n: transform_to(self.constraints[n])(v.detach()) for n, v in values.items()}
+
+    def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map constrained values to unconstrained ones, the inverse of :meth:`constrained`.
+
+        Args:
+            values: Name -> constrained value.
+
+        Returns:
+            Name -> unconstrained value, of the type and on the device of the layout's own.
+
+        Raises:
+            DataError: If a name is unknown, or a value has another shape or lies outside of its constraint.
+        """
+        from torch.distributions import transform_to
+
+        found = {}
+        for name, value in values.items():
+            if name not in self.values:
+                raise DataError(f"initial value '{name}' is no parameter of the pair{suggest(name, self.names)}")
+            own, constraint = self.values[name], self.constraints[name]
+            value = value.detach().to(own)
+            result = transform_to(constraint).inv(value)
+            if result.shape != own.shape:
+                raise DataError(
+                    f"initial value '{name}' has shape {tuple(value.shape)}; the parameter has "
+                    f"{tuple(transform_to(constraint)(own).shape)}"
+                )
+            if not bool(torch.isfinite(result).all()):
+                raise DataError(f"initial value '{name}' is not finite or lies outside of its constraint, {constraint}")
+            found[name] = result
+        return found
 
 
 def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dtype, device: Any) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import hashlib
 import os
 import platform
 import sys
@@ -65,6 +66,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
+    init: Mapping[str, Tensor] | None = None,
     progress: bool | Progress | None = None,
     name: str | None = None,
 ) -> Posterior:
@@ -102,6 +104,8 @@ def fit(
         checkpoint: (svi) Folder for checkpoints.
         checkpoint_every: (svi) Steps between checkpoints.
         resume: (svi) Go on from the folder's newest checkpoint.
+        init: (svi) Initial values of the guide's parameters by name, as ``posterior.params`` holds them; those that
+            are not named start as the guide says.
         progress: ``True`` for a progress bar, or a function of progress events.
         name: Name of a bare pair's posterior.
 
@@ -190,6 +194,7 @@ def fit(
                     "device": device,
                     "threads": about["threads"],
                     "compile": compile,
+                    "init": _digest(init),
                     "versions": about["versions"],
                 }
                 folder = Path(checkpoint) if restarts == 1 else Path(checkpoint) / f"restart-{at - seed}"
@@ -197,7 +202,7 @@ def fit(
             fits.append(
                 _descend(
                     build(at), common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
-                    compile=compile, early_stopping=early_stopping, checkpoint=keep, resume=resume,
+                    compile=compile, early_stopping=early_stopping, checkpoint=keep, resume=resume, init=init,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -221,6 +226,7 @@ def _descend(
     early_stopping: bool,
     checkpoint: Checkpoint | None,
     resume: bool,
+    init: Mapping[str, Tensor] | None,
     label: str,
 ) -> Posterior:
     """Run SVI to the end and wrap the result."""
@@ -235,6 +241,7 @@ def _descend(
         dtype=_DTYPES[dtype],
         device=device,
         compile=compile,
+        init=init,
     )
     _say_once(common["name"], trainer.program.reason if compile else "")
     if checkpoint is not None and resume:
@@ -442,6 +449,14 @@ def _settled(losses: Tensor) -> bool:
     improvement = blocks[0].mean() - blocks[1].mean()
     error = (blocks.var(-1).sum() / 10).sqrt()
     return bool(improvement + 2 * error < max(0.5, 1e-3 * float(blocks[1].mean().abs())))
+
+
+def _digest(init: Mapping[str, Tensor] | None) -> str:
+    """Return a digest of initial values, for the identity of a checkpoint."""
+    digest = hashlib.sha256()
+    for name, value in sorted((init or {}).items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return "" if init is None else digest.hexdigest()
 
 
 def _fingerprint(data: Dataset) -> str:

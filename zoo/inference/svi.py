@@ -77,8 +77,10 @@ class Trainer:
         dtype: Floating-point type of parameters, data and defaults.
         device: Where everything lives.
         compile: Whether to compile; ``False`` runs eagerly.
+        init: Constrained initial values of parameters by name; the others start as the pair says.
 
     Raises:
+        DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint.
         PairError: If there is no guide, nothing to train, or model and guide do not fit each other.
     """
 
@@ -93,6 +95,7 @@ class Trainer:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         compile: bool = True,
+        init: Mapping[str, Tensor] | None = None,
     ) -> None:
         if pair.guide is None:
             raise PairError("this pair has no guide, so SVI cannot fit it; use engine='nuts'")
@@ -113,6 +116,7 @@ class Trainer:
         rng = seeded(seed, self.device)
         with self._world(validate=True), stream(rng):
             self.layout = self._discover()
+        self.layout.values |= self.layout.unconstrained(init or {})
         self.sizes = [self.layout.values[n].numel() for n in self.layout.names]
         self.shapes = [self.layout.values[n].shape for n in self.layout.names]
         if not self.sizes:

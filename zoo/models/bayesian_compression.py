@@ -1,8 +1,9 @@
 r"""Bayesian compression: prune the units of a network by group sparsity, and choose the bits by posterior variance.
 
 Layer :math:`l` maps :math:`h \in \mathbb{R}^{A}` to :math:`\mathbb{R}^{B}`. All weights that leave input unit :math:`i`
-share one scale, so that a unit whose scale vanishes can be taken out of the network. ``Hyper.prior`` chooses what is
-believed of the scale. Group normal-Jeffreys (default):
+share one scale, so that a unit whose scale vanishes can be taken out of the network; in a convolutional layer all
+weights that lead to one filter do, its bias included. ``Hyper.prior`` chooses what is believed of the scale. Group
+normal-Jeffreys (default):
 
 .. math::
 
@@ -18,7 +19,8 @@ inverse gamma variable:
     \tilde z_i &= \sqrt{\alpha_i \beta_i}, \qquad & \alpha_i &\sim \mathrm{Gamma}(\tfrac12, 1), \quad & \beta_i &\sim
     \mathrm{InvGamma}(\tfrac12, 1), \qquad & \text{i.e. } \tilde z_i &\sim \mathrm{C}^{+}(0, 1),
 
-and :math:`z_i = s \tilde z_i` in place of the above. Then, with :math:`\mathrm{relu}` between the layers,
+and :math:`z_i = s \tilde z_i` in place of the above. Then, with :math:`\mathrm{relu}` between the layers, and after
+it 2 x 2 max pooling where :math:`h W` is a convolution and :math:`b_j \mid z_j \sim \mathrm{N}(0, z_j^2)`,
 
 .. math::
 
@@ -41,7 +43,8 @@ symbol                                  site          plate         meaning
 :math:`y`                               ``y``         ``datum``     class, observed
 ======================================  ============  ============  =================================================
 
-``unit_0`` are the features.
+``unit_0`` are the features. In a convolutional layer all sites but the horseshoe's ``s_a_l``, ``s_b_l`` stand in the
+plate ``channel_l`` of its filters, and weights are ``(filters, channels, 5, 5)``.
 
 Deviations.
 
@@ -58,7 +61,8 @@ Deviations.
 - The initial values of the horseshoe guide put the layer's scale at :math:`\tau_0` and units at :math:`1 / \tau_0`,
   so that weights start at their usual size. A unit is pruned once its scale has come down to 1, which takes the more
   steps the smaller :math:`\tau_0` is.
-- Convolutional layers are not part of this file yet.
+- In a convolutional layer a position's weights are shared, but its noise under local reparametrisation is not.
+- :func:`prune` fits what is left further after units were taken out, which the paper does not.
 
 .. code-block:: bibtex
 
@@ -74,9 +78,11 @@ Deviations.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -86,13 +92,14 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 import zoo
 from zoo.errors import DataError
 from zoo.models._parts.distributions import NormalJeffreys
 from zoo.models._parts.handlers import local_reparametrisation
-from zoo.types import Acceptance, Batch, Claim, Dataset, Elbo, Method, Pair, Recipe
+from zoo.types import Acceptance, Batch, Claim, Dataset, Elbo, Figure, Method, Pair, Recipe
 
 if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
@@ -107,15 +114,19 @@ __all__ = [
     "choose_units",
     "compress",
     "compression",
+    "figures",
     "layers",
+    "prune",
     "sites",
     "summary",
 ]
 
-_START_SCALE = 0.05  # of every normal and log-normal in the guide
+_START_SCALE = 0.01  # of every normal and log-normal in the guide, as in the authors' example
 _FLOAT_BITS = 32
 _SIGNIFICAND_BITS = 23
 _ORDER_ROWS = 2_000
+_KERNEL, _POOL = 5, 2  # of every convolution, as in LeNet-5
+_LOTS = 25  # on the path, one part in so many of a layer's groups leaves at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,48 +134,50 @@ class Hyper:
     """Hyper-parameters.
 
     Args:
-        hidden: Units of each hidden layer.
+        hidden: Units of each hidden fully connected layer.
+        channels: Filters of each convolutional layer (5 x 5, no padding), every one followed by 2 x 2 max pooling; they
+            stand before the fully connected layers. ``channels=(20, 50), hidden=(500,)`` is LeNet-5.
         prior: ``normal_jeffreys`` or ``horseshoe``.
         global_scale: Scale tau_0 of the half-Cauchy prior on a layer's scale; only read by ``horseshoe``.
         temperature: Every row counts ``1 / temperature`` times; 1 is the Bayesian posterior.
+        inputs: Which of the flattened features enter the first fully connected layer; ``None``: all. :func:`prune`
+            sets it.
     """
 
     hidden: tuple[int, ...] = (300, 100)
+    channels: tuple[int, ...] = ()
     prior: Literal["normal_jeffreys", "horseshoe"] = "normal_jeffreys"
     global_scale: float = 1e-2
-    temperature: float = 0.2
+    temperature: float = 0.05
+    inputs: tuple[int, ...] | None = None
 
 
 def build(data: Dataset, hyper: Hyper) -> Pair:
     """Return the pair.
 
     Args:
-        data: Batches with features ``x``, ``(rows, ...)``, classes ``y`` and ``index``; ``extra["num_classes"]``.
+        data: Batches with features ``x``, ``(rows, ...)``, classes ``y`` and ``index``; ``extra["num_classes"]``, and
+            with convolutional layers ``extra["image_shape"]``, (channels, height, width).
         hyper: Hyper-parameters.
 
     Returns:
         Model and guide over one batch.
 
     Raises:
-        DataError: If a hyper-parameter is out of range.
+        DataError: If a hyper-parameter is out of range, or the data are no images large enough for the filters.
     """
-    if any(size < 1 for size in hyper.hidden):
-        raise DataError(f"hidden is {hyper.hidden}; every hidden layer needs at least one unit")
-    for name in ("temperature", "global_scale"):
-        if not getattr(hyper, name) > 0:
-            raise DataError(f"{name} is {getattr(hyper, name)}; it must be positive")
-    sizes = _sizes(data, hyper)
-    num_layers = len(sizes) - 1
+    net, plates = _architecture(data, hyper), _plates(hyper)
     tau = hyper.global_scale
+    sizes = [*(shape[0] for shape in net.shapes), int(data.extra["num_classes"])]
 
-    def plates() -> list[pyro.plate]:
-        return [pyro.plate(name, size, dim=-1) for name, size in zip(_plates(hyper), sizes, strict=True)]
+    def units() -> list[pyro.plate]:
+        return [pyro.plate(name, size, dim=-1) for name, size in zip(plates, sizes, strict=True)]
 
     @local_reparametrisation
     def model(batch: Batch) -> None:
-        h = batch["x"].flatten(1)
-        one, unit = h.new_ones(()), plates()
-        for l in range(num_layers):
+        h, unit = net.arrange(batch["x"]), units()
+        one = h.new_ones(())
+        for l, shape in enumerate(net.shapes):
             if hyper.prior == "normal_jeffreys":
                 with unit[l]:
                     z = pyro.sample(f"z_{l}", NormalJeffreys(like=one)).abs()
@@ -176,38 +189,51 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
                     beta = pyro.sample(f"beta_{l}", dist.InverseGamma(one / 2, one))
                 z = (s_a * s_b).sqrt() * (alpha * beta).sqrt()
             with unit[l]:
-                W = pyro.sample(f"W_{l}", dist.Normal(h.new_zeros(sizes[l + 1]), z[..., None]).to_event(1))
-            with unit[l + 1]:
-                b = pyro.sample(f"b_{l}", dist.Normal(0 * one, one))
-            h = h @ W + b
-            h = h.relu() if l + 1 < num_layers else h.log_softmax(-1)
+                W = pyro.sample(f"W_{l}", dist.Normal(h.new_zeros(shape[1:]), _like(z, shape)).to_event(len(shape) - 1))
+            if l < net.num_filters:
+                with unit[l]:
+                    b = pyro.sample(f"b_{l}", dist.Normal(0 * one, z))
+            else:
+                with unit[l + 1]:
+                    b = pyro.sample(f"b_{l}", dist.Normal(0 * one, one))
+            h = net.apply(l, h, W, b)
         with pyro.plate("datum", data.num_data, subsample=batch["index"]), poutine.scale(scale=1 / hyper.temperature):
-            pyro.sample("y", dist.Categorical(logits=h), obs=batch.get("y"))
+            pyro.sample("y", dist.Categorical(logits=h.log_softmax(-1)), obs=batch.get("y"))
 
     @local_reparametrisation
     def guide(batch: Batch) -> None:
-        unit = plates()
-        for l in range(num_layers):
-            inputs, outputs = sizes[l], sizes[l + 1]
+        unit = units()
+        for l, shape in enumerate(net.shapes):
+            num, filters = shape[0], l < net.num_filters
             if hyper.prior == "normal_jeffreys":
                 with unit[l]:
-                    z = pyro.sample(f"z_{l}", _normal(f"z_{l}", 1.0, 0.01, inputs))
+                    z = pyro.sample(f"z_{l}", _normal(f"z_{l}", 1.0, 0.01, num))
             else:
                 s_a = pyro.sample(f"s_a_{l}", _log_normal(f"s_a_{l}", 2 * math.log(tau), 0.0))
                 s_b = pyro.sample(f"s_b_{l}", _log_normal(f"s_b_{l}", 0.0, 0.0))
                 with unit[l]:
-                    alpha = pyro.sample(f"alpha_{l}", _log_normal(f"alpha_{l}", 0.0, 0.01, inputs))
-                    beta = pyro.sample(f"beta_{l}", _log_normal(f"beta_{l}", -2 * math.log(tau), 0.01, inputs))
+                    alpha = pyro.sample(f"alpha_{l}", _log_normal(f"alpha_{l}", 0.0, 0.01, num))
+                    beta = pyro.sample(f"beta_{l}", _log_normal(f"beta_{l}", -2 * math.log(tau), 0.01, num))
                 z = (s_a * s_b).sqrt() * (alpha * beta).sqrt()
             with unit[l]:
-                w = _normal(f"W_{l}", 0.0, inputs**-0.5, inputs, outputs)
-                z = z[..., None]
-                fn = dist.Normal(z * w.loc, z.abs() * w.scale).to_event(1)
+                w = _normal(f"W_{l}", 0.0, (math.prod(shape[1:]) if filters else num) ** -0.5, *shape)
+                scale = _like(z, shape)
+                fn = dist.Normal(scale * w.loc, scale.abs() * w.scale).to_event(len(shape) - 1)
                 pyro.sample(f"W_{l}", fn, infer={"local": True})
-            with unit[l + 1]:
-                pyro.sample(f"b_{l}", _normal(f"b_{l}", 0.0, 0.0, outputs), infer={"local": True})
+            if filters:
+                with unit[l]:
+                    b = _normal(f"b_{l}", 0.0, 0.0, num)
+                    pyro.sample(f"b_{l}", dist.Normal(z * b.loc, z.abs() * b.scale), infer={"local": True})
+            else:
+                with unit[l + 1]:
+                    pyro.sample(f"b_{l}", _normal(f"b_{l}", 0.0, 0.0, shape[1]), infer={"local": True})
 
     return Pair(model, guide, Elbo(estimator="mean_field"))
+
+
+def _like(z: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the scale of each group in front of the weights of the group, ``(groups, 1, ...)``."""
+    return z.reshape(*z.shape, *(1 for _ in shape[1:]))
 
 
 def _normal(site: str, centre: float, spread: float, *shape: int) -> dist.Normal:
@@ -226,13 +252,119 @@ def _loc_and_scale(site: str, centre: float, spread: float, shape: tuple[int, ..
     return loc, scale
 
 
-def _sizes(data: Dataset, hyper: Hyper) -> tuple[int, ...]:
-    """Return the number of units of every layer, features first and classes last."""
-    return (data.train["x"][0].numel(), *hyper.hidden, int(data.extra["num_classes"]))
-
-
 def _plates(hyper: Hyper) -> tuple[str, ...]:
-    return (*(f"unit_{l}" for l in range(len(hyper.hidden) + 1)), "class")
+    """Return the plate of each layer's groups, and that of the outputs."""
+    num = len(hyper.channels) + len(hyper.hidden) + 1
+    return (*(f"channel_{l}" if l < len(hyper.channels) else f"unit_{l}" for l in range(num)), "class")
+
+
+@dataclass(frozen=True, slots=True)
+class _Architecture:
+    """Shapes of the weights, and the deterministic part of the network; groups of weights come first in every shape.
+
+    Args:
+        shapes: Of each layer's weights: ``(filters, channels, 5, 5)``, or ``(inputs, outputs)``.
+        num_filters: How many layers are convolutional.
+        image: Channels, height and width of the data; empty for plain features.
+        positions: Features in each channel of the last convolutional layer; 1 without one.
+        inputs: Flattened features that enter the first fully connected layer; ``None``: all.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    num_filters: int
+    image: tuple[int, ...]
+    positions: int
+    inputs: tuple[int, ...] | None
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return the features as the first layer takes them.
+
+        Args:
+            x: Features, ``(rows, ...)``.
+
+        Returns:
+            Images, or the features that enter.
+        """
+        return x.reshape(len(x), *self.image) if self.num_filters else self.select(x)
+
+    def select(self, h: Tensor) -> Tensor:
+        """Return the flattened features that enter the first fully connected layer.
+
+        Args:
+            h: Features, ``(rows, ...)``.
+
+        Returns:
+            ``(rows, inputs)``.
+        """
+        h = h.flatten(1)
+        return h if self.inputs is None else h.index_select(1, torch.tensor(self.inputs, device=h.device))
+
+    def apply(self, l: int, h: Tensor, W: Any, b: Any) -> Tensor:
+        """Return the output of a layer, its non-linearity included.
+
+        Args:
+            l: Layer.
+            h: Its input.
+            W: Weights.
+            b: Biases.
+
+        Returns:
+            The input of the next layer, or the logits.
+        """
+        if l < self.num_filters:
+            h = nn.functional.max_pool2d(nn.functional.conv2d(h, W, b).relu(), _POOL)
+            return self.select(h) if l + 1 == self.num_filters else h
+        h = h @ W + b
+        return h.relu() if l + 1 < len(self.shapes) else h
+
+
+def _architecture(data: Dataset, hyper: Hyper) -> _Architecture:
+    """Return the architecture for data, checking the hyper-parameters.
+
+    Args:
+        data: Data.
+        hyper: Hyper-parameters.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        DataError: As :func:`build`.
+    """
+    if any(size < 1 for size in (*hyper.hidden, *hyper.channels)):
+        raise DataError(
+            f"hidden is {hyper.hidden} and channels are {hyper.channels}; every layer needs at least one unit"
+        )
+    for name in ("temperature", "global_scale"):
+        if not getattr(hyper, name) > 0:
+            raise DataError(f"{name} is {getattr(hyper, name)}; it must be positive")
+    shapes: list[tuple[int, ...]] = []
+    image: tuple[int, ...] = ()
+    positions, features = 1, data.train["x"][0].numel()
+    if hyper.channels:
+        image = tuple(int(n) for n in data.extra.get("image_shape", ()))
+        if len(image) != 3:
+            raise DataError(
+                f"channels are {hyper.channels}, but data set '{data.name}' holds no images (extra['image_shape'] of "
+                "channels, height, width); use fully connected layers alone: channels=()"
+            )
+        depth, *extent = image
+        for filters in hyper.channels:
+            shapes.append((filters, depth, _KERNEL, _KERNEL))
+            depth, extent = filters, [(n - _KERNEL + 1) // _POOL for n in extent]
+        if min(extent) < 1:
+            raise DataError(
+                f"images of {image[1]} x {image[2]} are too small for {len(hyper.channels)} convolutional layers of "
+                f"{_KERNEL} x {_KERNEL} with pooling; use fewer channels"
+            )
+        positions = math.prod(extent)
+        features = depth * positions
+    if hyper.inputs is not None:
+        if not hyper.inputs or not 0 <= min(hyper.inputs) <= max(hyper.inputs) < features:
+            raise DataError(f"inputs are to be chosen from 0 to {features - 1}, at least one; got {hyper.inputs[:5]}")
+        features = len(hyper.inputs)
+    shapes += itertools.pairwise((features, *hyper.hidden, int(data.extra["num_classes"])))
+    return _Architecture(tuple(shapes), len(hyper.channels), image, positions, hyper.inputs)
 
 
 # ---------------------------------------------------------------------------------------- quantities of interest
@@ -240,10 +372,10 @@ class Layer(NamedTuple):
     r"""The posterior of one layer's weights, from the guide's parameters.
 
     Args:
-        score: How little each input unit matters, ``(inputs,)``: the log dropout rate :math:`\log
+        score: How little each group matters, ``(groups,)``: the log dropout rate :math:`\log
             \sigma_{z_i}^2 / \mu_{z_i}^2` (normal-Jeffreys) or the negative log mode of :math:`z_i` (horseshoe).
-        mean: Posterior mean of the weights, ``(inputs, outputs)``.
-        variance: Posterior variance of the weights, ``(inputs, outputs)``.
+        mean: Posterior mean of the weights, ``(inputs, outputs)`` or ``(filters, channels, 5, 5)``.
+        variance: Posterior variance of the weights, of the same shape.
         bias: Posterior mean of the biases, ``(outputs,)``.
     """
 
@@ -281,19 +413,42 @@ def layers(params: Mapping[str, Tensor]) -> list[Layer]:
             z_mean, z_variance = (m + v / 2).exp(), v.expm1() * (2 * m + v).exp()
             score = v - m
         mu, variance = params[f"W_{l}_loc"], params[f"W_{l}_scale"].square()
-        mean = z_mean[:, None] * mu
-        total = z_mean.square()[:, None] * variance + z_variance[:, None] * (mu.square() + variance)
-        found.append(Layer(*(t.detach() for t in (score, mean, total, params[f"b_{l}_loc"]))))
+        mean = _like(z_mean, mu.shape) * mu
+        total = _like(z_mean.square(), mu.shape) * variance
+        total = total + _like(z_variance, mu.shape) * (mu.square() + variance)
+        bias = params[f"b_{l}_loc"] if mu.dim() == 2 else z_mean * params[f"b_{l}_loc"]
+        found.append(Layer(*(t.detach() for t in (score, mean, total, bias))))
     return found
 
 
+def _filters(stack: Sequence[Layer]) -> int:
+    """Return how many layers are convolutional."""
+    return sum(layer.mean.dim() == 4 for layer in stack)
+
+
+def _consistent(net: _Architecture, keep: Sequence[Tensor]) -> list[Tensor]:
+    """Drop the features of filters that are gone, and the filters of which no feature is left."""
+    keep = [mask.clone() for mask in keep]
+    c = net.num_filters
+    if c:
+        features = torch.arange(len(keep[c])) if net.inputs is None else torch.tensor(net.inputs)
+        channel = (features // net.positions).to(keep[c].device)
+        keep[c] &= keep[c - 1][channel]
+        keep[c - 1] &= torch.zeros_like(keep[c - 1]).index_fill(0, channel[keep[c]], True)
+    return keep
+
+
 def _shrunk(stack: Sequence[Layer], keep: Sequence[Tensor]) -> list[Layer]:
-    """Return the layers without the units that are not kept, neither as inputs nor as outputs."""
-    kept = [*keep, torch.ones(len(stack[-1].bias), dtype=torch.bool, device=stack[-1].bias.device)]
-    return [
-        Layer(layer.score[i], layer.mean[i][:, o], layer.variance[i][:, o], layer.bias[o])
-        for layer, (i, o) in zip(stack, itertools.pairwise(kept), strict=True)
-    ]
+    """Return the layers without the groups that are not kept, neither as inputs nor as outputs."""
+    c, found = _filters(stack), []
+    for l, (score, mean, variance, bias) in enumerate(stack):
+        after = keep[l + 1] if l + 1 < len(stack) else torch.ones_like(bias, dtype=torch.bool)
+        if l < c:
+            before = keep[l - 1] if l else torch.ones(mean.shape[1], dtype=torch.bool, device=mean.device)
+            found.append(Layer(score[keep[l]], mean[keep[l]][:, before], variance[keep[l]][:, before], bias[keep[l]]))
+        else:
+            found.append(Layer(score[keep[l]], mean[keep[l]][:, after], variance[keep[l]][:, after], bias[after]))
+    return found
 
 
 def _rounded(layer: Layer) -> Tensor:
@@ -302,14 +457,100 @@ def _rounded(layer: Layer) -> Tensor:
     return (layer.mean / step).round() * step
 
 
+def _smaller(net: _Architecture, keep: Sequence[Tensor]) -> _Architecture:
+    """Return the architecture of the groups that are kept."""
+    counts = [int(mask.sum()) for mask in keep]
+    c, classes = net.num_filters, net.shapes[-1][1]
+    depths = [net.shapes[0][1], *counts[:c]] if c else []
+    features = torch.arange(len(keep[c])) if net.inputs is None else torch.tensor(net.inputs)
+    chosen = features[keep[c].cpu()]
+    if c:
+        moved = keep[c - 1].cpu().cumsum(0) - 1  # where a channel stands among those kept
+        chosen = moved[chosen // net.positions] * net.positions + chosen % net.positions
+    shapes: list[tuple[int, ...]] = [(n, d, _KERNEL, _KERNEL) for d, n in itertools.pairwise(depths)]
+    shapes += itertools.pairwise([*counts[c:], classes])
+    return _Architecture(tuple(shapes), c, net.image, net.positions, tuple(chosen.tolist()))
+
+
+def _logits(net: _Architecture, stack: Sequence[Layer], x: Tensor, *, rounded: bool) -> Tensor:
+    h = net.arrange(x)
+    for l, layer in enumerate(stack):
+        W = _rounded(layer) if rounded else layer.mean
+        h = net.apply(l, h, W, layer.bias)
+    return h
+
+
+@torch.no_grad()
+def _path(posterior: Posterior) -> Iterator[list[Tensor]]:
+    """Yield what is kept on the way from the whole network to the smallest one; see :func:`choose_units`."""
+    stack, net = layers(posterior.params), _architecture(posterior.data, posterior.hyper)
+    x = posterior.data.train["x"][: _ORDER_ROWS // 4 if net.num_filters else _ORDER_ROWS].to(stack[0].mean)
+    y = posterior.data.train["y"][: len(x)].to(x.device)
+    ranks = [layer.score.argsort() for layer in stack]
+
+    def masks(counts: Sequence[int]) -> list[Tensor]:
+        kept = [torch.zeros_like(rank, dtype=torch.bool) for rank in ranks]
+        for mask, rank, count in zip(kept, ranks, counts, strict=True):
+            mask[rank[:count]] = True
+        return _consistent(net, kept)
+
+    def loss(keep: Sequence[Tensor]) -> float:
+        logits = _logits(_smaller(net, keep), _shrunk(stack, keep), x, rounded=False)
+        return float(nn.functional.cross_entropy(logits, y))
+
+    def without(counts: Sequence[int], l: int) -> list[int]:
+        lot = counts[l] // (_LOTS if not net.num_filters else _LOTS // 3)
+        return [*counts[:l], counts[l] - max(1, lot), *counts[l + 1 :]]
+
+    def weigh(counts: Sequence[int]) -> tuple[float, float]:
+        """Return the rise of the loss per weight freed, and the loss; a loss that falls is noise: no rise."""
+        keep = masks(counts)
+        if not all(bool(mask.any()) for mask in keep):
+            return math.inf, math.inf
+        freed, after = size - _num_weights(_smaller(net, keep).shapes), loss(keep)
+        return max(after - now, 0.0) / freed if freed else 0.0, after
+
+    counts = [len(rank) for rank in ranks]
+    size, now = _num_weights(net.shapes), loss(masks(counts))
+    costs = [(0.0, now)] * len(counts)
+    while True:
+        yield masks(counts)
+        # A rise that was computed for an earlier network is computed again only once it is the smallest.
+        fresh = [False] * len(counts)
+        while True:
+            l = min(range(len(counts)), key=lambda l: (costs[l][0], not fresh[l]))
+            if fresh[l] or costs[l][0] == math.inf:
+                break
+            costs[l], fresh[l] = weigh(without(counts, l)), True
+        if costs[l][0] == math.inf:
+            return
+        counts, now = without(counts, l), costs[l][1]
+        size = _num_weights(_smaller(net, masks(counts)).shapes)
+
+
+@torch.no_grad()
+def _wrong(posterior: Posterior, split: str, keep: Sequence[Tensor] | Literal["all"] | None = None) -> float:
+    """Return the fraction of wrong classes: of the posterior means, or of what is kept with its weights rounded."""
+    net, stack = _kept(posterior, keep or "all")
+    batch = posterior.data.split(split)
+    logits = _logits(net, stack, batch["x"].to(stack[0].mean), rounded=keep is not None)
+    return float((logits.argmax(-1).cpu() != batch["y"].cpu()).double().mean())
+
+
+def _limit(posterior: Posterior, tolerance: float, split: str) -> float:
+    """Return the error that may be reached: that of the whole network and some of its standard errors."""
+    error = _wrong(posterior, split)
+    return error + tolerance * math.sqrt(error * (1 - error) / len(posterior.data.split(split)["y"]))
+
+
 def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "validation") -> list[Tensor]:
     r"""Choose a threshold per layer on validation data, by a rule and not by eye.
 
-    Units leave one small group at a time, in each layer in the order of its ``score``. Among the layers, that group
-    goes next which raises the log loss of up to 2,000 training rows least per weight that it frees. Of the networks on
-    this path, the smallest is taken whose error on the split, with weights rounded to :func:`bit_widths`, exceeds that
-    of the whole network by no more than ``tolerance`` of its standard errors. The thresholds are the scores at which
-    each layer was cut.
+    Groups leave a few at a time, in each layer in the order of its ``score``. Among the layers, those go next which
+    raise the log loss of up to 2,000 training rows (500 with convolutions) least per weight that they free. Of the
+    networks on this path, the smallest is taken whose error on the split, with weights rounded to :func:`bit_widths`,
+    exceeds that of the whole network by no more than ``tolerance`` of its standard errors. The thresholds are the
+    scores at which each layer was cut.
 
     Args:
         posterior: A fit of this method.
@@ -317,61 +558,110 @@ def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "
         split: Data on which to choose; the test data must not be used.
 
     Returns:
-        For every layer, which of its input units to keep, ``(inputs,)``, boolean.
+        For every layer, which of its groups to keep -- input units, or filters of a convolution --, boolean.
     """
-    stack = layers(posterior.params)
-
-    def rows(batch: Batch, num: int | None = None) -> tuple[Tensor, Tensor]:
-        x = batch["x"][:num].flatten(1).to(stack[0].mean)
-        return x, batch["y"][:num].to(x.device)
-
-    order, held = rows(posterior.data.train, _ORDER_ROWS), rows(posterior.data.split(split))
-    ranks = [layer.score.argsort() for layer in stack]
-    counts, outputs = [len(rank) for rank in ranks], len(stack[-1].bias)
-
-    def masks(counts: Sequence[int]) -> list[Tensor]:
-        kept = [torch.zeros(len(rank), dtype=torch.bool, device=rank.device) for rank in ranks]
-        for mask, rank, count in zip(kept, ranks, counts, strict=True):
-            mask[rank[:count]] = True
-        return kept
-
-    def logits(x: Tensor, counts: Sequence[int], *, rounded: bool) -> Tensor:
-        keep = masks(counts)
-        h = x[:, keep[0]]
-        for l, layer in enumerate(_shrunk(stack, keep)):
-            h = h @ (_rounded(layer) if rounded else layer.mean) + layer.bias
-            h = h.relu() if l + 1 < len(stack) else h
-        return h
-
-    def error(counts: Sequence[int], *, rounded: bool) -> float:
-        return float((logits(held[0], counts, rounded=rounded).argmax(-1) != held[1]).double().mean())
-
-    def loss(counts: Sequence[int]) -> float:
-        return float(nn.functional.cross_entropy(logits(order[0], counts, rounded=False), order[1]))
-
-    whole = error(counts, rounded=False)
-    limit = whole + tolerance * math.sqrt(whole * (1 - whole) / len(held[1]))
-    chosen, now = counts, loss(counts)
-    while True:
-        steps = []
-        for l, count in enumerate(counts):
-            fewer = count - max(1, count // 25)
-            if fewer < 1:
-                continue
-            after = [*counts[:l], fewer, *counts[l + 1 :]]
-            freed = _num_weights([*counts, outputs]) - _num_weights([*after, outputs])
-            # A loss that falls is noise: such groups go by the weights that they free.
-            steps.append((max(loss(after) - now, 0.0) / freed, -freed, after))
-        if not steps:
-            return masks(chosen)
-        counts = min(steps)[-1]
-        now = loss(counts)
-        if error(counts, rounded=True) <= limit:
-            chosen = counts
+    limit = _limit(posterior, tolerance, split)
+    chosen: list[Tensor] | None = None
+    for keep in _path(posterior):
+        error = _wrong(posterior, split, keep)
+        if chosen is None or error <= limit:
+            chosen = keep
+        if error > 2 * limit + 0.1:
+            break
+    assert chosen is not None
+    return chosen
 
 
-def _num_weights(sizes: Sequence[int]) -> int:
-    return sum(a * b for a, b in itertools.pairwise(sizes))
+def prune(
+    posterior: Posterior,
+    *,
+    tolerance: float = 1.0,
+    turns: int = 7,
+    fraction: float = 0.25,
+    steps: int = 3_000,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+) -> Posterior:
+    r"""Take units out for good and fit what is left further, in turns.
+
+    The first turn takes out what :func:`choose_units` does not keep, every later one goes along the same path until
+    ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the parameters of the larger.
+    Of the networks after each turn, the smallest is returned whose validation error, rounded, exceeds that of the
+    whole network by no more than ``tolerance`` of its standard errors. Training rows fit, validation rows choose.
+
+    Args:
+        posterior: A fit of this method.
+        tolerance: Standard errors of the whole network's validation error that may be given up.
+        turns: Number of turns.
+        fraction: Of the weights, taken out in every turn but the first.
+        steps: Optimiser steps of each turn.
+        learning_rate: Highest learning rate of each turn; it falls to zero.
+        seed: Of every random number.
+
+    Returns:
+        A posterior of the smaller network, of the same method: its ``hyper`` says what is left. ``info["pruned"]``
+        lists the turns with their compression, validation error and seconds, and which one was ``chosen``.
+    """
+    limit, whole = _limit(posterior, tolerance, "validation"), _whole_weights(posterior)
+    recipe, now, seconds = posterior.info["recipe"], posterior, posterior.info["seconds"]
+    best, found = copy.copy(posterior), list[dict[str, Any]]()
+    for turn in range(turns):
+        net = _architecture(now.data, now.hyper)
+        keep = choose_units(now, tolerance=tolerance) if turn == 0 else _without(now, fraction)
+        net = _smaller(net, keep)
+        c = net.num_filters
+        hyper = dataclasses.replace(
+            now.hyper,
+            channels=tuple(shape[0] for shape in net.shapes[:c]),
+            hidden=tuple(shape[0] for shape in net.shapes[c + 1 :]),
+            inputs=net.inputs,
+        )
+        now = zoo.fit(
+            METHOD, now.data, hyper=hyper, seed=seed + turn, steps=steps, init=_shrunk_params(now, keep),
+            learning_rate=learning_rate, schedule="linear", kl_warmup=0.0, batch_size=recipe["batch_size"] or 0,
+            dtype=posterior.info["dtype"], device=posterior.info["device"], compile=posterior.info["compiled"],
+            name=posterior.name,
+        )  # fmt: skip
+        seconds += now.info["seconds"] + now.info["compile_seconds"]
+        now.info["whole_weights"] = whole
+        saved, error = compression(now, "all"), _wrong(now, "validation", "all")
+        found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
+        if error <= limit:
+            best = copy.copy(now)
+    best.info = dict(best.info) | {"pruned": found, "whole_weights": whole, "limit": limit}
+    return best
+
+
+def _without(posterior: Posterior, fraction: float) -> list[Tensor]:
+    """Return what is kept when a fraction of the weights is taken out."""
+    net = _architecture(posterior.data, posterior.hyper)
+    most = (1 - fraction) * _num_weights(net.shapes)
+    for keep in _path(posterior):
+        if _num_weights(_smaller(net, keep).shapes) <= most:
+            break
+    return keep
+
+
+def _shrunk_params(posterior: Posterior, keep: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the guide's parameters of the groups that are kept."""
+    c, found = _architecture(posterior.data, posterior.hyper).num_filters, {}
+    for name, value in posterior.params.items():
+        site, l = name.rpartition("_")[0].rpartition("_")[::2]
+        at = int(l)
+        after = keep[at + 1] if at + 1 < len(keep) else None
+        if value.dim() and not (site == "b" and at >= c):
+            value = value[keep[at]]
+        if site == "W":
+            over = after if at >= c else keep[at - 1] if at else None
+            value = value if over is None else value[:, over]
+        elif site == "b" and at >= c and after is not None:
+            value = value[after]
+        found[name] = value.detach().clone()
+    return found
+
+
+def _num_weights(shapes: Sequence[Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def bit_widths(means: Sequence[Tensor], variances: Sequence[Tensor]) -> list[int]:
@@ -411,7 +701,7 @@ class Compression:
     """What a choice of units saves.
 
     Args:
-        units: Input units kept per layer, and the outputs.
+        units: Groups kept per layer -- filters, or input units --, and the outputs.
         bits: Bits per weight, per layer.
         pruning: Weights of the whole network over weights kept.
         precision: Bits of the whole network, 32 per weight, over bits of the weights kept.
@@ -423,28 +713,43 @@ class Compression:
     precision: float
 
 
-def compression(params: Mapping[str, Tensor], keep: Sequence[Tensor]) -> Compression:
+def compression(posterior: Posterior, keep: Sequence[Tensor] | Literal["all"] | None = None) -> Compression:
     """Count weights and bits before and after; biases, a few hundred, are left out as in the paper.
 
     Args:
-        params: Constrained parameters of the guide, as for :func:`layers`.
-        keep: Units to keep, as :func:`choose_units` returns them.
+        posterior: A fit of this method; for one of :func:`prune`, "before" is the network before any pruning.
+        keep: Groups to keep, as for :func:`compress`.
 
     Returns:
         Counts and ratios.
     """
-    stack = layers(params)
-    small = _shrunk(stack, keep)
-    bits = bit_widths([layer.mean for layer in small], [layer.variance for layer in small])
-    whole = sum(layer.mean.numel() for layer in stack)
-    kept = sum(layer.mean.numel() for layer in small)
-    stored = sum(b * layer.mean.numel() for b, layer in zip(bits, small, strict=True))
+    net, stack = _kept(posterior, keep)
+    bits = bit_widths([layer.mean for layer in stack], [layer.variance for layer in stack])
+    whole = _whole_weights(posterior)
+    stored = sum(b * math.prod(shape) for b, shape in zip(bits, net.shapes, strict=True))
     return Compression(
-        units=(*(int(mask.sum()) for mask in keep), len(stack[-1].bias)),
+        units=(*(shape[0] for shape in net.shapes), net.shapes[-1][1]),
         bits=tuple(bits),
-        pruning=whole / kept,
+        pruning=whole / _num_weights(net.shapes),
         precision=_FLOAT_BITS * whole / stored,
     )
+
+
+def _whole_weights(posterior: Posterior) -> int:
+    """Return the number of weights before any pruning."""
+    own = _num_weights(_architecture(posterior.data, posterior.hyper).shapes)
+    return int(posterior.info.get("whole_weights", own))
+
+
+def _kept(posterior: Posterior, keep: Sequence[Tensor] | Literal["all"] | None) -> tuple[_Architecture, list[Layer]]:
+    """Return the network of the groups that are kept; those of a pruned posterior are chosen already."""
+    net, stack = _architecture(posterior.data, posterior.hyper), layers(posterior.params)
+    if keep == "all" or (keep is None and "pruned" in posterior.info):
+        return net, stack
+    if keep is None:
+        keep = choose_units(posterior)
+    keep = _consistent(net, keep)
+    return _smaller(net, keep), _shrunk(stack, keep)
 
 
 class _Select(nn.Module):
@@ -460,27 +765,79 @@ class _Select(nn.Module):
         return x.flatten(1).index_select(1, self.index)
 
 
-def compress(posterior: Posterior, keep: Sequence[Tensor] | None = None, *, rounded: bool = True) -> nn.Sequential:
+class _Packed(nn.Module):
+    """A linear or convolutional layer whose weights are whole multiples of a step, held as small integers."""
+
+    codes: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.step = 2.0 ** -_significand_bits(layer.variance)
+        codes = (layer.mean / self.step).round()
+        largest = float(codes.abs().max())
+        kind = next(t for t in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(t).max)
+        self.register_buffer("codes", codes.to(kind) if codes.dim() == 4 else codes.T.contiguous().to(kind))
+        self.register_buffer("bias", layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.codes.to(x.dtype) * self.step
+        function = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
+        return function(x, weight, self.bias)
+
+
+def compress(
+    posterior: Posterior,
+    keep: Sequence[Tensor] | Literal["all"] | None = None,
+    *,
+    rounded: bool = True,
+    packed: bool = False,
+) -> nn.Sequential:
     """Return the compressed network: plain, dense, physically smaller.
 
     Args:
         posterior: A fit of this method.
-        keep: Units to keep; ``None`` chooses them with :func:`choose_units`.
+        keep: Groups to keep, or ``all``; ``None`` chooses them with :func:`choose_units`, unless :func:`prune` has
+            done so.
         rounded: Round weights to the significand bits of :func:`bit_widths`; ``False`` keeps the posterior means.
+        packed: Hold the rounded weights as the smallest integers that they fit in, which makes files smaller and
+            changes no prediction; they are turned into floating-point numbers at every call.
 
     Returns:
         A network from features, ``(rows, ...)``, to logits, ``(rows, classes)``.
     """
-    keep = choose_units(posterior) if keep is None else keep
-    modules: list[nn.Module] = [_Select(keep[0].nonzero().flatten())]
-    for layer in _shrunk(layers(posterior.params), keep):
-        weight = _rounded(layer) if rounded else layer.mean
-        inputs, outputs = weight.shape
-        linear = nn.Linear(inputs, outputs, dtype=weight.dtype, device=weight.device)
-        linear.weight.data.copy_(weight.T)
-        linear.bias.data.copy_(layer.bias)
-        modules += [linear, nn.ReLU()]
+    net, stack = _kept(posterior, keep)
+    return _module(net, stack, lambda layer: _Packed(layer) if packed else _plain(layer, rounded=rounded))
+
+
+def _module(
+    net: _Architecture, stack: Sequence[Layer], make: Callable[[Layer], nn.Module] | None = None
+) -> nn.Sequential:
+    """Return the network of the layers, each as ``make`` makes it; without it the means are the weights."""
+    modules: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, net.image)] if net.num_filters else []
+    for l, layer in enumerate(stack):
+        if l == net.num_filters:
+            chosen = range(net.shapes[l][0]) if net.inputs is None else net.inputs
+            modules.append(_Select(torch.tensor(chosen, device=layer.mean.device)))
+        modules += [_plain(layer, rounded=False) if make is None else make(layer), nn.ReLU()]
+        if l < net.num_filters:
+            modules.append(nn.MaxPool2d(_POOL))
     return nn.Sequential(*modules[:-1]).eval()
+
+
+def _plain(layer: Layer, *, rounded: bool) -> nn.Module:
+    """Return a layer of torch with the posterior means as weights."""
+    weight = _rounded(layer) if rounded else layer.mean
+    kind = {"dtype": weight.dtype, "device": weight.device}
+    module: nn.Conv2d | nn.Linear
+    if weight.dim() == 4:
+        module = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], _KERNEL, **kind)
+    else:
+        weight = weight.T
+        module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], **kind)
+    module.weight.data.copy_(weight)
+    module.bias.data.copy_(layer.bias)  # type: ignore[union-attr]
+    return module
 
 
 def summary(posterior: Posterior) -> dict[str, float | str]:
@@ -493,14 +850,18 @@ def summary(posterior: Posterior) -> dict[str, float | str]:
         By name; errors in percent of the test data, of which nothing was chosen.
     """
     split = "test" if posterior.data.test is not None else "validation"
-    keep = choose_units(posterior)
-    saved = compression(posterior.params, keep)
-    whole = [torch.ones_like(mask) for mask in keep]
-    error = partial(_error, batch=posterior.data.split(split))
-    return {
-        f"{split} error of the whole network (%)": error(compress(posterior, whole, rounded=False)),
-        f"{split} error, pruned and rounded (%)": error(compress(posterior, keep)),
-        "units": "-".join(str(len(mask)) for mask in keep) + f"-{saved.units[-1]}",
+    batch = posterior.data.split(split)
+    net = _architecture(posterior.data, posterior.hyper)
+    keep: Any = "all" if "pruned" in posterior.info else choose_units(posterior)
+    saved = compression(posterior, keep)
+    found: dict[str, float | str] = {}
+    if "pruned" in posterior.info:
+        found["pruned and fitted further, turns"] = float(len(posterior.info["pruned"]))
+    else:
+        found[f"{split} error of the whole network (%)"] = _error(compress(posterior, "all", rounded=False), batch)
+        found["units"] = "-".join(str(n) for n in (*(shape[0] for shape in net.shapes), net.shapes[-1][1]))
+    return found | {
+        f"{split} error, pruned and rounded (%)": _error(compress(posterior, keep), batch),
         "units kept": "-".join(map(str, saved.units)),
         "compression by pruning": saved.pruning,
         "compression with bit precision": saved.precision,
@@ -508,76 +869,265 @@ def summary(posterior: Posterior) -> dict[str, float | str]:
     }
 
 
+def figures(posterior: Posterior) -> list[Figure]:
+    """Return the figures of a fit: what survives, the weights before and after, accuracy against compression.
+
+    Args:
+        posterior: A fit of this method.
+
+    Returns:
+        Descriptions, for the report.
+    """
+    net, stack = _architecture(posterior.data, posterior.hyper), layers(posterior.params)
+    small, left = _kept(posterior, None)
+    turns = posterior.info.get("pruned", ())
+    found = []
+    image = tuple(posterior.data.extra.get("image_shape", ()))
+    if not net.num_filters and len(image) == 3 and image[0] == 1:
+        pixels = torch.zeros(image[1] * image[2])
+        pixels[list(small.inputs or range(len(pixels)))] = 1.0
+        typical = posterior.data.train["x"].reshape(-1, *image[1:]).float().mean(0)
+
+        def survivors(axes: Any) -> None:
+            for axis, title, shown in (
+                (axes[0, 0], "mean of the training images", typical),
+                (axes[0, 1], f"{int(pixels.sum())} of {len(pixels)} pixels are read", pixels.reshape(image[1:])),
+            ):
+                axis.imshow(shown.numpy(), cmap="gray_r")
+                axis.set(title=title, xticks=[], yticks=[])
+                axis.grid(visible=False)
+
+        found.append(
+            Figure(
+                name="pixels", paint=survivors, columns=2, height=2.6,
+                alt=f"The mean image beside a map of the {int(pixels.sum())} pixels that the network reads.",
+                caption="The pixels that are left as inputs: those at the border, empty in most images, go first.",
+            )
+        )  # fmt: skip
+
+    last = len(stack) - 2 if not net.num_filters else net.num_filters  # a matrix small enough to look at
+    name = f"W_{last}"
+
+    def matrices(axes: Any) -> None:
+        bound = float(stack[last].mean.abs().max())
+        for axis, title, layer in ((axes[0, 0], "before", stack[last]), (axes[0, 1], "after", left[last])):
+            weight = layer.mean.cpu().numpy()
+            axis.imshow(weight, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
+            axis.set(title=f"{title}: {weight.shape[0]} x {weight.shape[1]}", xlabel="output", ylabel="input")
+            axis.grid(visible=False)
+
+    def spread(axes: Any) -> None:
+        axis, means = axes[0, 0], [layer.mean.abs().flatten().cpu() for layer in left]
+        for l, values in enumerate(means):
+            ordered = values.sort(descending=True).values[:: max(1, len(values) // 400)].numpy()
+            axis.plot(torch.linspace(0, 1, len(ordered)).numpy(), ordered + 1e-9, label=f"W_{l}")
+        axis.set(xlabel="part of the layer's weights, largest first", ylabel="|posterior mean|", yscale="log")
+        axis.legend(frameon=False, fontsize=8)
+
+    if "pruned" in posterior.info:
+        found.append(
+            Figure(
+                name="weights", paint=spread, alt="Sorted absolute weights of every layer of the pruned network.",
+                caption="Posterior means of the weights that are left: few are close to zero, as whole units went.",
+            )
+        )  # fmt: skip
+    else:
+        found.append(
+            Figure(
+                name="weights", paint=matrices, columns=2,
+                alt=f"The matrix {name} before and after pruning.",
+                caption=f"Posterior means of {name} with all of its units, and with those that the rule keeps.",
+            )
+        )  # fmt: skip
+
+    if turns:
+        curve = [(turn["pruning"], turn["error"]) for turn in turns]
+        limit, way = posterior.info["limit"], "after each turn of pruning and fitting further"
+    else:
+        whole, limit = _whole_weights(posterior), _limit(posterior, 1.0, "validation")
+        curve, way = [], "as units leave, in the order of the rule"
+        for keep in _path(posterior):
+            error = _wrong(posterior, "validation", keep)
+            curve.append((whole / _num_weights(_smaller(net, keep).shapes), error))
+            if error > 2 * limit + 0.1:
+                break
+
+    def trade(axes: Any) -> None:
+        axis = axes[0, 0]
+        axis.plot([c for c, _ in curve], [100 * e for _, e in curve], marker="o", ms=3, label="rounded network")
+        axis.axhline(100 * limit, ls="--", lw=1, color="#b3261d", label="limit of the rule")
+        axis.axvline(_whole_weights(posterior) / _num_weights(small.shapes), lw=1, color="#616a75", label="chosen")
+        axis.set(xscale="log", xlabel="weights before over weights after", ylabel="validation error (%)")
+        axis.set_ylim(0, min(100.0, 300 * limit))
+        axis.legend(frameon=False, fontsize=8)
+
+    found.append(
+        Figure(
+            name="trade-off", paint=trade, alt=f"Validation error against compression by pruning, {way}.",
+            caption=f"Validation error against compression {way}; the smallest network below the limit is chosen.",
+        )
+    )  # fmt: skip
+    return found
+
+
 @torch.no_grad()
 def _error(network: nn.Module, batch: Batch) -> float:
     """Return the percentage of wrong classes."""
-    like = next(network.parameters())
+    like = next(itertools.chain(network.parameters(), (b for b in network.buffers() if b.is_floating_point())))
     predicted = network(batch["x"].to(like)).argmax(-1).cpu()
     return 100 * float((predicted != batch["y"].cpu()).double().mean())
 
 
 # -------------------------------------------------------------------------------------------------------- claims
-def _measure(seed: int, fast: bool) -> dict[str, float]:
-    """Fit both priors, plain mean field, a dense network, and the latter pruned by magnitude and tuned again.
+_LENET_300_100 = Hyper()
+_LENET_5 = Hyper(channels=(20, 50), hidden=(500,))
+
+
+def _measure_dense(seed: int, fast: bool) -> dict[str, float]:
+    """Fit LeNet-300-100, see :func:`_measure`."""
+    return _measure(Hyper(hidden=(30, 20)) if fast else _LENET_300_100, seed, fast)
+
+
+def _measure_convolutional(seed: int, fast: bool) -> dict[str, float]:
+    """Fit LeNet-5, see :func:`_measure`."""
+    return _measure(_LENET_5, seed, fast)
+
+
+def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
+    """Fit both priors and what they are compared with: mean field, sparse dropout, a dense network, its cheaper forms.
+
+    Args:
+        hyper: The architecture.
+        seed: Seed.
+        fast: A hundred steps on a few rows.
 
     Returns:
         Test error in percent, compression by pruning and with bit precision, seconds; by method.
     """
-    data = zoo.datasets.load("digits" if fast else "mnist")
-    hidden = (30, 20) if fast else (300, 100)
-    steps = 150 if fast else METHOD.recipe.steps
-    test = data.split("test")
-    measured: dict[str, float] = {}
-    # The scales of the horseshoe have further to go: a larger rate, chosen on the validation data as everything else.
-    horseshoe = Hyper(hidden=hidden, prior="horseshoe", temperature=0.15)
-    for name, hyper, rate in (("GNJ", Hyper(hidden=hidden), None), ("GHS", horseshoe, 1e-2)):
-        posterior = zoo.fit(METHOD, data, hyper=hyper, seed=seed, steps=steps, learning_rate=rate, compile=not fast)
-        keep = choose_units(posterior)
-        saved = compression(posterior.params, keep)
-        measured[f"error {name}"] = _error(compress(posterior, keep), test)
-        measured[f"pruning {name}"] = saved.pruning
-        measured[f"with bits {name}"] = saved.precision
-        measured[f"seconds {name}"] = posterior.info["seconds"]
+    data = zoo.datasets.load("mnist")
+    if fast:
+        few = {s: {k: v[:300] for k, v in data.split(s).items()} for s in ("train", "validation", "test")}
+        data = dataclasses.replace(data, **few)  # type: ignore[arg-type]
+    test, found = data.split("test"), dict[str, float]()
+    options: dict[str, Any] = {"seed": seed, "compile": not fast}
+    if hyper.channels:
+        options |= {"steps": 2_000, "batch_size": 64}
+    if fast:
+        options |= {"steps": 60, "batch_size": 64}
+    turns = {"turns": 2, "steps": 40} if fast else {}
 
-    whole = [torch.ones(size, dtype=torch.bool) for size in _sizes(data, Hyper(hidden=hidden))[:-1]]
-    pair = _mean_field(data, Hyper(hidden=hidden))
-    plain = zoo.fit(pair, data, seed=seed, steps=steps, compile=not fast, **_recipe())
-    measured["error mean field"] = _error(compress(plain, whole, rounded=False), test)
+    def note(name: str, error: float, pruning: float = 1.0, precision: float = 1.0) -> None:
+        found.update({f"error {name}": error, f"pruning {name}": pruning, f"with bits {name}": precision})
+
+    # The scales of the horseshoe have further to go.
+    for name, prior, rate in (("GNJ", "normal_jeffreys", None), ("GHS", "horseshoe", 1e-2)):
+        started = time.perf_counter()
+        own = dataclasses.replace(hyper, prior=prior)  # type: ignore[arg-type]
+        posterior = zoo.fit(METHOD, data, hyper=own, learning_rate=rate, **options)
+        small = prune(posterior, seed=seed, **turns)
+        found[f"seconds {name}"] = time.perf_counter() - started
+        note(f"{name}, whole", _error(compress(posterior, "all", rounded=False), test))
+        for label, fitted in ((f"{name}, cut once", posterior), (name, small)):
+            saved = compression(fitted)
+            note(label, _error(compress(fitted), test), saved.pruning, saved.precision)
+
+    recipe = {f.name: getattr(METHOD.recipe, f.name) for f in dataclasses.fields(METHOD.recipe)} | options
+    plain = zoo.fit(_mean_field(data, dataclasses.replace(hyper, temperature=0.2)), data, **recipe)
+    stack, net = layers(_with_scales(plain.params, hyper)), _architecture(data, hyper)
+    note("mean field", _error(_module(net, stack), test))
+
+    sparse = zoo.fit(_sparse_dropout(data, hyper), data, **recipe)
+    stack = layers(_with_scales(sparse.params, hyper))
+    masks = [(layer.variance.log() - layer.mean.square().log()) < _LOG_ALPHA for layer in stack]
+    kept = sum(int(mask.sum()) for mask in masks)
+    bits = bit_widths(
+        [layer.mean[mask] for layer, mask in zip(stack, masks, strict=True)],
+        [layer.variance[mask] for layer, mask in zip(stack, masks, strict=True)],
+    )
+    stored = sum(b * int(mask.sum()) for b, mask in zip(bits, masks, strict=True))
+    total = _num_weights(net.shapes)
+    cut = [layer._replace(mean=layer.mean * mask) for layer, mask in zip(stack, masks, strict=True)]
+    note("sparse dropout", _error(_module(net, cut), test), total / kept, _FLOAT_BITS * total / stored)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dense = _train(_dense(data, hidden), data, steps // 2)
-        measured["error dense"] = _error(dense, test)
-        cut = _train(_prune_by_magnitude(dense, measured["pruning GNJ"]), data, steps // 2)
-        measured["error magnitude pruning"] = _error(cut, test)
-    return measured
+        steps = 60 if fast else 1_500 if hyper.channels else 5_000
+        dense = _train(_dense(net), data, steps)
+        note("dense", _error(dense, test))
+        note("int8", _error(_eight_bits(dense), test), 1.0, 4.0)
+        pruned, ratio, rounds = dense, found["pruning GNJ"], 3
+        for turn in range(1, rounds + 1):
+            pruned = _train(_prune_by_magnitude(pruned, ratio ** (turn / rounds)), data, steps // 2)
+        note("magnitude pruning", _error(pruned, test), ratio, ratio)
+        note("magnitude pruning, int8", _error(_eight_bits(pruned), test), ratio, 4 * ratio)
+    return found
 
 
-def _recipe() -> dict[str, Any]:
-    recipe = METHOD.recipe
-    return {name: getattr(recipe, name) for name in ("learning_rate", "batch_size", "schedule", "kl_warmup")}
+_LOG_ALPHA = 3.0  # Molchanov et al. (2017): a weight with a larger dropout rate is zero
 
 
 def _mean_field(data: Dataset, hyper: Hyper) -> Pair:
     """Return the pair with every scale known to be one: standard normal priors and independent normal posteriors."""
-    pair = build(data, hyper)
-    sizes = _sizes(data, hyper)
-    ones = {f"z_{l}": torch.ones(size) for l, size in enumerate(sizes[:-1])}
+    pair, net = build(data, hyper), _architecture(data, hyper)
+    ones = {f"z_{l}": torch.ones(shape[0]) for l, shape in enumerate(net.shapes)}
     known = partial(poutine.condition, data=ones)
     return pair._replace(model=known(pair.model), guide=poutine.block(known(pair.guide), hide=list(ones)))
 
 
-def _dense(data: Dataset, hidden: tuple[int, ...]) -> nn.Sequential:
-    sizes = _sizes(data, Hyper(hidden=hidden))
-    modules = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *modules[:-1])
+def _sparse_dropout(data: Dataset, hyper: Hyper) -> Pair:
+    """Return sparse variational dropout (Molchanov et al. 2017): mean field with a log-uniform prior of a weight."""
+    pair = _mean_field(data, hyper)
+
+    def prior(site: Any) -> Any:
+        shape = site["fn"].batch_shape + site["fn"].event_shape
+        return NormalJeffreys(shape, like=site["fn"].mean).to_event(len(site["fn"].event_shape))
+
+    return pair._replace(model=_Replaced(prior)(pair.model))
+
+
+class _Replaced(Messenger):  # type: ignore[misc]
+    """Put another prior in the place of that of every weight."""
+
+    def __init__(self, prior: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._prior = prior
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"].startswith("W_"):
+            msg["fn"] = self._prior(msg)
+
+
+def _with_scales(params: Mapping[str, Tensor], hyper: Hyper) -> dict[str, Tensor]:
+    """Return the parameters of a mean-field guide as those of a guide whose scales are one."""
+    found = dict(params)
+    for l in range(len(hyper.channels) + len(hyper.hidden) + 1):
+        one = torch.ones(len(found[f"W_{l}_loc"]))
+        found |= {f"z_{l}_loc": one, f"z_{l}_scale": 0 * one}
+    return found
+
+
+def _dense(net: _Architecture) -> nn.Sequential:
+    """Return the network with torch's own initial weights."""
+    modules: list[nn.Module] = [nn.Flatten(), nn.Unflatten(1, net.image)] if net.num_filters else [nn.Flatten()]
+    for l, shape in enumerate(net.shapes):
+        if l < net.num_filters:
+            modules += [nn.Conv2d(shape[1], shape[0], _KERNEL), nn.ReLU(), nn.MaxPool2d(_POOL)]
+            modules += [nn.Flatten()] if l + 1 == net.num_filters else []
+        else:
+            modules += [nn.Linear(shape[0], shape[1]), nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def _weights(network: nn.Sequential) -> list[Tensor]:
+    return [m.weight for m in network if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
 def _train(network: nn.Sequential, data: Dataset, steps: int) -> nn.Sequential:
-    """Minimise the cross entropy by Adam; weights that are zero stay zero."""
-    weights = [m.weight for m in network if isinstance(m, nn.Linear)]
+    """Minimise the cross entropy by Adam with a falling rate; weights that are zero stay zero."""
+    weights = _weights(network)
     masks = [(weight != 0).to(weight.dtype) for weight in weights]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     x, y = data.train["x"], data.train["y"]
     size = min(128, len(y))
     for _ in range(steps):
@@ -585,9 +1135,10 @@ def _train(network: nn.Sequential, data: Dataset, steps: int) -> nn.Sequential:
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
         optimizer.step()
+        schedule.step()
         with torch.no_grad():
             for weight, mask in zip(weights, masks, strict=True):
-                weight *= mask
+                weight.mul_(mask)
     return network
 
 
@@ -595,47 +1146,82 @@ def _train(network: nn.Sequential, data: Dataset, steps: int) -> nn.Sequential:
 def _prune_by_magnitude(network: nn.Sequential, ratio: float) -> nn.Sequential:
     """Zero the smallest weights of all layers together, until one in ``ratio`` is left."""
     cut = copy.deepcopy(network)
-    weights = [m.weight for m in cut if isinstance(m, nn.Linear)]
-    sizes = torch.cat([weight.abs().flatten() for weight in weights])
+    sizes = torch.cat([weight.abs().flatten() for weight in _weights(cut)])
     threshold = sizes.topk(max(1, round(len(sizes) / ratio))).values[-1]
-    for weight in weights:
-        weight *= weight.abs() >= threshold
+    for weight in _weights(cut):
+        weight.mul_(weight.abs() >= threshold)
     return cut
+
+
+@torch.no_grad()
+def _eight_bits(network: nn.Sequential) -> nn.Sequential:
+    """Round weights to 255 levels, symmetric around zero, with a scale per output."""
+    rounded = copy.deepcopy(network)
+    for weight in _weights(rounded):
+        step = weight.abs().amax(dim=tuple(range(1, weight.dim())), keepdim=True).clamp(min=1e-12) / 127
+        weight.copy_((weight / step).round() * step)
+    return rounded
 
 
 CLAIMS = (
     Claim(
         statement="On MNIST-8k, LeNet-300-100 is pruned at least 26 times and compressed at least 92 times with bit "
-        "precision, at an error within 0.7 points of the dense network's.",
+        "precision, at an error no higher than the dense network's and of at most 5.2%, what a public implementation "
+        "reaches at 25.6 and 92 times.",
         published="MNIST, LeNet-300-100: 9x by pruning, 36x to 58x with bit precision, error 1.8% (dense 1.6%)",
         source="Louizos, Ullrich, Welling (2017), table 2",
-        measure=_measure,
+        measure=_measure_dense,
         acceptance=(
             Acceptance(key="pruning GNJ", low=26.0),
             Acceptance(key="with bits GNJ", low=92.0),
-            Acceptance(key="error GNJ", below="error dense", slack=0.7),
+            Acceptance(key="error GNJ", high=5.2, errors=1.0),
+            Acceptance(key="error GNJ", below="error dense", errors=1.0),
         ),
         budget=400,
+        seeds=5,
     ),
     Claim(
-        statement="The group horseshoe compresses as much at an error within 0.7 points of the dense network's.",
+        statement="The group horseshoe compresses LeNet-300-100 as far, at an error no higher than the dense one's.",
         published="LeNet-5-Caffe: GNJ 108x and 361x, GHS 156x and 419x, both with error 1.0%",
         source="Louizos, Ullrich, Welling (2017), table 2",
-        measure=_measure,
+        measure=_measure_dense,
         acceptance=(
             Acceptance(key="pruning GHS", low=26.0),
             Acceptance(key="with bits GHS", low=92.0),
-            Acceptance(key="error GHS", below="error dense", slack=0.7),
+            Acceptance(key="error GHS", below="error dense", errors=1.0),
         ),
         budget=400,
+        seeds=5,
     ),
     Claim(
-        statement="Pruned and rounded, the network errs less than plain mean field with all of its weights.",
-        published="not in the paper's tables, which compare compressed networks (no number for this comparison)",
-        source="measured here",
-        measure=_measure,
-        acceptance=(Acceptance(key="error GNJ", below="error mean field"),),
+        statement="On MNIST-8k, LeNet-5 is pruned at least 40 times and compressed at least 150 times with bit "
+        "precision, at an error no higher than the dense network's.",
+        published="MNIST, LeNet-5-Caffe: GNJ 108x by pruning, 361x with bit precision, error 1.0%; GHS 156x, 419x, "
+        "1.0%; sparse variational dropout 63x, 228x, 1.0%; soft weight sharing 100x in all; deep compression 6x, 0.7%",
+        source="Louizos, Ullrich, Welling (2017), table 2",
+        measure=_measure_convolutional,
+        acceptance=(
+            Acceptance(key="pruning GNJ", low=40.0),
+            Acceptance(key="with bits GNJ", low=150.0),
+            Acceptance(key="error GNJ", below="error dense", errors=1.0),
+        ),
+        budget=900,
+        seeds=5,
+    ),
+    Claim(
+        statement="At equal error, groups with bit precision take less memory than magnitude pruning with 8-bit "
+        "weights and than sparse variational dropout.",
+        published="LeNet-5-Caffe: 361x (GNJ) and 419x (GHS) against 228x (sparse variational dropout)",
+        source="Louizos, Ullrich, Welling (2017), table 2",
+        measure=_measure_dense,
+        acceptance=(
+            Acceptance(key="with bits GNJ", above="with bits magnitude pruning, int8"),
+            Acceptance(key="with bits GNJ", above="with bits sparse dropout"),
+            Acceptance(key="error GNJ", below="error magnitude pruning, int8", errors=1.0),
+            Acceptance(key="error GNJ", below="error sparse dropout", errors=1.0),
+        ),
         budget=400,
+        seeds=5,
     ),
 )
 
@@ -673,6 +1259,9 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=10_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
     summary=summary,
+    figures=figures,
+    prune=prune,
+    compress=compress,
     use_when="You need a smaller dense classifier, or want to see which inputs a network uses, and can pay for one "
     "longer training run.",
     avoid_when="The uncertainty of the weights is the aim: intervals of a tempered mean-field posterior are too "

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from zoo.types import Figure as Description
+
 __all__ = [
     "Drawing",
     "forest",
@@ -24,6 +26,7 @@ __all__ = [
     "intervals",
     "khat_repeats",
     "loss_curve",
+    "own",
     "overlay",
     "pairs",
     "pareto_k",
@@ -111,19 +114,40 @@ def _draw(
     caption: str,
     alt: str,
     rows: int = 1,
+    shape: tuple[int, int] | None = None,
     height: float = 2.9,
     sharex: bool = False,
     wide: bool = False,
 ) -> Drawing:
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH * (2 if wide else 1), height), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False)[:, 0]
-        paint(axes if rows > 1 else axes[0])
+        axes = figure.subplots(*(shape or (rows, 1)), sharex=sharex, squeeze=False)
+        paint(axes if shape else axes[:, 0] if rows > 1 else axes[0, 0])
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_figure(
             buffer, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None, "Creator": None}
         )
     return Drawing(name, _themed(buffer.getvalue(), name, alt), caption, wide)
+
+
+def own(figure: Description) -> Drawing:
+    """Draw a figure that a method describes.
+
+    Args:
+        figure: The description.
+
+    Returns:
+        The drawing.
+    """
+    return _draw(
+        figure.name,
+        figure.paint,
+        caption=figure.caption,
+        alt=figure.alt,
+        shape=(figure.rows, figure.columns),
+        height=figure.height,
+        wide=figure.wide,
+    )
 
 
 def _themed(svg: str, name: str, alt: str) -> str:

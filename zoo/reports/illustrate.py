@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
     from zoo.types import Batch, Dataset
 
-__all__ = ["checks", "coordinates", "first_rows", "inference", "posterior_figures", "scores"]
+__all__ = ["checks", "coordinates", "first_rows", "inference", "interest", "posterior_figures", "scores"]
 
 Array = NDArray[np.float64]
 
@@ -47,6 +47,20 @@ def coordinates(variable: Any, index: tuple[int, ...]) -> str:
     for dim, i in zip([d for d in variable.dims if d not in ("chain", "draw")], index, strict=True):
         parts.append(str(variable.coords[dim].values[i]) if dim in variable.coords else str(i))
     return ", ".join(parts)
+
+
+def interest(posterior: Posterior) -> list[Drawing]:
+    """Draw the method's own figures.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        Drawings; none for a bare pair.
+    """
+    if posterior.method is None or posterior.method.figures is None:
+        return []
+    return [figures.own(figure) for figure in posterior.method.figures(posterior)]
 
 
 # ----------------------------------------------------------------------------------------------------- inference

@@ -369,6 +369,7 @@ def content(
     own = illustrate.checks(posterior, diagnosis)
     about = {c.name: c.about for c in diagnosis.checks}
     drawn = {
+        "interest": illustrate.interest(posterior),
         "posterior": illustrate.posterior_figures(small),
         "inference": illustrate.inference(posterior, exported, small),
         "predictions": [d for name, d in own.items() if about[name] != "parameters"],
@@ -406,7 +407,7 @@ def content(
         ("cite", "Repeat and cite"),
     ]
     absent = {
-        "interest": not interest,
+        "interest": not (interest or drawn["interest"]),
         "inference": not drawn["inference"],
         "predictions": not (scores or drawn["predictions"] or why),
         "model": not docstring,
@@ -426,6 +427,7 @@ def content(
         "fit": _fit_rows(posterior, sizes),
         "hyper": hyper,
         "interest": interest,
+        "interest_figures": drawn["interest"],
         "checks": checks,
         "posterior": {
             "table": _posterior_table(small, chains),
