@@ -535,6 +535,24 @@ def test_predict_own_table(table: Path) -> None:
     assert sorted(p.name for p in Path().rglob("*")) == before
 
 
+def test_missing_entries_are_imputed_on_request(table: Path) -> None:
+    frame = pd.read_csv(table)
+    frame.loc[frame.index % 6 == 1, "dose"] = None
+    frame.to_csv("holes.csv", index=False)
+    args = ("--data", "holes.csv", "--target", "response")
+    assert "10 missing (NaN) in dose (10)" in fails("fit", "horseshoe_regression", *args)
+    shown = run("data", "show", "holes.csv", "--target", "response", "--missing", "keep")
+    assert "entries of the training rows: dose (" in shown.stdout
+    quick = ("--chains", "1", "--tune", "20", "--draws", "20", "--no-compile", "--no-report", "--out", "p")
+    done = run("fit", "horseshoe_regression", *args, "--missing", "keep", *quick)
+    assert done.exit_code == 0, done.stderr
+    assert "--missing keep" in zoo.load("p").info["command"]
+    predicted = run("predict", "p", "--data", "holes.csv", "--out", "new.csv")
+    assert predicted.exit_code == 0, predicted.stderr
+    spread = pd.read_csv("new.csv")["sd"]
+    assert spread[frame["dose"].isna()].mean() > 2 * spread[frame["dose"].notna()].mean()
+
+
 def test_predict_bundled_images() -> None:
     hyper = ("--hyper", "hidden=8", "--steps", "20", "--no-compile", "--no-report")
     assert run("fit", "bayesian_compression", "--data", "mnist", "--out", "p", *hyper).exit_code == 0

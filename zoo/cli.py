@@ -205,6 +205,15 @@ class _Engine(StrEnum):
     nuts = "nuts"
 
 
+class _MissingEntries(StrEnum):
+    refuse = "refuse"
+    keep = "keep"
+
+
+_Missing = Annotated[
+    _MissingEntries,
+    typer.Option(help="What to do with missing entries of features: `keep` is for methods that impute."),
+]
 _Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
@@ -250,6 +259,7 @@ def show(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
+    missing: _Missing = _MissingEntries.refuse,
     engine: Annotated[_Engine | None, typer.Option(help="Engine to measure. Default: the method's first.")] = None,
     hyper: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
@@ -311,21 +321,26 @@ def show(
             _add(table, claim["statement"], claim["published"], claim["source"])
         shown.append(table)
     if data or target or drop or engine or hyper:
-        dataset = _own_data(ctx.obj, method, data, target, drop or [])
+        dataset = _own_data(ctx.obj, method, data, target, drop or [], missing)
         values["cost"], table = _cost(ctx.obj, method, dataset, _pairs(hyper or []), engine)
         shown.append(table)
     ctx.obj.result(values, *shown)
 
 
 def _own_data(
-    say: Say, method: Method[Any] | Diagnostic[Any], data: str | None, target: str | None, drop: Sequence[str]
+    say: Say,
+    method: Method[Any] | Diagnostic[Any],
+    data: str | None,
+    target: str | None,
+    drop: Sequence[str],
+    missing: str,
 ) -> Dataset:
     from zoo.types import Diagnostic
 
     if isinstance(method, Diagnostic):
         raise PairError(f"'{method.name}' is a diagnostic of fitted posteriors; leave out --data")
     with _warnings(say):
-        return _dataset(data or method.default_data, target, drop)
+        return _dataset(data or method.default_data, target, drop, missing)
 
 
 def _cost(
@@ -415,12 +430,13 @@ def data_show(
     ],
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
+    missing: _Missing = _MissingEntries.refuse,
 ) -> None:
     """Show a data set as a method would see it: splits, columns, units, source and licence."""
     from zoo.reports.page import split_sizes
 
     with _warnings(ctx.obj):
-        data = _dataset(name, target, drop or [])
+        data = _dataset(name, target, drop or [], missing)
     sizes = split_sizes(data)
     values: dict[str, Any] = {
         "name": data.name,
@@ -448,6 +464,11 @@ def data_show(
         kinds = f" ({len(data.target.categories)} classes)" if data.target.categories else ""
         _add(facts, "target", f"{data.target.name}{kinds}")
     shown: list[Any] = [facts]
+    gone = data.train.get("x_missing")
+    if gone is not None:
+        values["missing"] = {c.name: n for c, n in zip(data.columns, gone.sum(0).tolist(), strict=True) if n}
+        lacking = ", ".join(f"{name} ({n:,})" for name, n in values["missing"].items())
+        _add(facts, "missing", f"{int(gone.sum()):,} entries of the training rows: {lacking}")
     if 0 < len(data.columns) <= 100:
         columns = _table("column", "mean", "scale", title="Features: (value - mean) / scale", right=(1, 2))
         for c in data.columns:
@@ -489,6 +510,7 @@ def fit(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
+    missing: _Missing = _MissingEntries.refuse,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
     ] = None,
@@ -534,6 +556,7 @@ def fit(
             "data": data,
             "target": target,
             "drop": drop or [],
+            "missing": missing.value,
             "hyper": _pairs(hyper or []),
             "engine": None if engine is None else engine.value,
             "steps": steps,
@@ -590,7 +613,8 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
             )
     hyper = hyper_from_json(method.hyper, settings["hyper"])
     with _warnings(say):
-        dataset = _dataset(settings["data"] or method.default_data, settings["target"], settings.get("drop", ()))
+        own = (settings["target"], settings.get("drop", ()), settings.get("missing", "refuse"))
+        dataset = _dataset(settings["data"] or method.default_data, *own)
     checkpoint = settings["checkpoint_every"] is not None
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings[k] is not None}
     with outputs.whole(folder, keep=checkpoint, resume=resume) as stage:
@@ -1027,13 +1051,14 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _dataset(name: str, target: str | None = None, drop: Sequence[str] = ()) -> Dataset:
+def _dataset(name: str, target: str | None = None, drop: Sequence[str] = (), missing: str = "refuse") -> Dataset:
     """Load a bundled data set by name, or read the user's own file.
 
     Args:
         name: Name or path; what exists as a file or looks like a path is one.
         target: Column to predict.
         drop: Columns to leave out.
+        missing: ``refuse`` or ``keep``.
 
     Returns:
         The data set.
@@ -1046,7 +1071,7 @@ def _dataset(name: str, target: str | None = None, drop: Sequence[str] = ()) -> 
     if name not in datasets.names() and (Path(name).exists() or Path(name).suffix or os.sep in name):
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
-        return datasets.read(name, target=target, drop=drop)
+        return datasets.read(name, target=target, drop=drop, missing=str(missing))
     data = datasets.load(name)
     own = "none" if data.target is None else data.target.name
     if target is not None and target != own:

@@ -136,7 +136,8 @@ class Dataset:
 
     A batch with rows has the entry ``index`` (int64, ``(rows,)``): the rows' positions in the training set. Entries
     named in ``whole`` (a graph's edges, a shared covariate) have no row dimension and enter every mini-batch as they
-    are. A datum without rows at all (one graph) has no ``index`` and is never cut into mini-batches.
+    are. A datum without rows at all (one graph) has no ``index`` and is never cut into mini-batches. Where entries of
+    the features ``x`` are missing, they are 0 there and ``x_missing`` (bool, the shape of ``x``) says so.
 
     Args:
         name: Name under which it is listed and reported.
@@ -357,6 +358,7 @@ class Method(Generic[H]):
         task: Name of the task.
         hyper: Frozen dataclass, every field with a default, JSON round trip.
         other_tasks: Further tasks whose data it takes.
+        imputes: Whether its pair draws missing entries of ``x``, marked by ``x_missing`` in the batch, as latents.
         sites: For given hyper-parameters, each latent site and the plates around it, outermost first.
         smoke: Small hyper-parameters, for tests.
         default_data: Bundled data set on which the method is fitted when none is named.
@@ -385,6 +387,7 @@ class Method(Generic[H]):
     build: Callable[[Dataset, H], Pair]
     engines: tuple[str, ...] = ("svi",)
     other_tasks: tuple[str, ...] = ()
+    imputes: bool = False
     claims: tuple[Claim, ...] = ()
     recipe: Recipe = Recipe()
     summary: Callable[[Posterior], Mapping[str, Any]] | None = None

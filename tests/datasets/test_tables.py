@@ -536,6 +536,81 @@ def test_missing_values_are_refused_with_their_count_and_columns(form, tmp_path)
     refused(r"3 missing \(NaN\) in age \(2\), income \(1\); fill them or drop", source, "y")
 
 
+# ---------------------------------------------------------------------------------------------- missing entries
+def holes(frame):
+    """Entries missing in two columns of numbers; the third row lacks both."""
+    return frame.assign(
+        age=frame["age"].astype(float).where(frame.index % 5 != 2), income=frame["income"].where(frame.index % 7 != 2)
+    )
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+def test_kept_entries_are_zero_and_marked(nullable):
+    frame, whole = holes(table()), table()
+    source = frame.astype({"age": "Int64", "income": "Float64"}) if nullable else frame
+    data = zoo.datasets.read(source, "y", missing="keep")
+    parts = partition(ROWS)
+    names = [c.name for c in data.columns]
+    for batch, part in ((data.train, TRAIN), (data.validation, VALIDATION), (data.test, TEST)):
+        rows = frame[parts == part]
+        gone = batch["x_missing"]
+        assert gone.dtype == torch.bool
+        assert (batch["x"][gone] == 0).all()
+        for name in ("age", "income"):
+            j = names.index(name)
+            assert gone[:, j].tolist() == rows[name].isna().tolist()
+            column = data.columns[j]
+            there = ~gone[:, j].numpy()
+            back = batch["x"][:, j].double().numpy() * column.scale + column.mean
+            np.testing.assert_allclose(back[there], whole[parts == part][name].to_numpy()[there], rtol=1e-5)
+        assert gone.any(0).sum() <= 2
+    train = frame[parts == TRAIN]
+    for name in ("age", "income"):
+        column = data.columns[names.index(name)]
+        assert column.mean == pytest.approx(train[name].mean())
+        assert column.scale == pytest.approx(train[name].std(ddof=0))
+    assert data.dims["x_missing"] == ("datum", "feature")
+
+
+def test_keeping_nothing_changes_nothing():
+    kept, refusing = (zoo.datasets.read(table(), "y", missing=m) for m in ("keep", "refuse"))
+    assert zoo.datasets.fingerprint(kept) == zoo.datasets.fingerprint(refusing)
+    assert kept.columns == refusing.columns
+    assert "x_missing" not in kept.train
+
+
+def test_a_missing_category_is_missing_in_all_its_indicators():
+    frame = table().assign(city=lambda f: f["city"].where(f.index % 4 != 1))
+    data = zoo.datasets.read(frame, "y", missing="keep")
+    gone = data.train["x_missing"]
+    cities = [j for j, c in enumerate(data.columns) if c.source == "city"]
+    assert [data.columns[j].name for j in cities] == ["city=Bonn", "city=Ulm"]
+    assert torch.equal(gone[:, cities[0]], gone[:, cities[1]])
+    assert gone[:, cities].any(1).tolist() == frame[partition(ROWS) == TRAIN]["city"].isna().tolist()
+    new = zoo.datasets.encode(data, table().assign(city=None))
+    assert new["x_missing"][:, cities].all()
+
+
+def test_new_rows_may_lack_what_training_rows_lacked():
+    data = zoo.datasets.read(holes(table()), "y", missing="keep")
+    new = zoo.datasets.encode(data, holes(table(12, seed=1)))
+    assert new["x_missing"].sum() == holes(table(12)).isna().to_numpy().sum()
+    assert (new["x"][new["x_missing"]] == 0).all()
+    assert not zoo.datasets.encode(data, table(12))["x_missing"].any()
+    with pytest.raises(DataError, match=r"12 missing \(NaN\) in city \(12\)"):
+        zoo.datasets.encode(data, table(12).assign(city=None))
+    with pytest.raises(DataError, match=r"missing \(NaN\) in age"):
+        zoo.datasets.encode(zoo.datasets.read(table(), "y"), holes(table(12)))
+
+
+def test_what_is_never_kept():
+    refused(r"1 missing \(NaN\) in y \(1\); fill them or drop", table().assign(y=lambda f: f["y"].where(f.index > 0)),
+            "y", missing="keep")  # fmt: skip
+    refused("60 infinite in age", holes(table()).assign(age=np.inf), "y", missing="keep")
+    refused("missing is 'drop'; known: keep, refuse", table(), "y", missing="drop", kind=UnknownNameError)
+    refused(r"or keep them \(missing='keep'\) for a method that imputes", holes(table()), "y")
+
+
 def test_dates():
     refused("column 'day' holds dates", table().assign(day=pd.date_range("2020-01-01", periods=ROWS)), "y")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import zoo
-from zoo.errors import DataError
+from zoo.errors import DataError, PairError
 from zoo.models.horseshoe_regression import Hyper, build, coefficients, global_scale, sites, unshrunk
 from zoo.types import Column, Dataset, Pair
 
@@ -274,6 +275,162 @@ def test_a_minibatch_is_scaled_to_the_whole_data(logistic: Dataset) -> None:
     trace = poutine.trace(build(logistic, Hyper()).model).get_trace(batch)
     assert trace.nodes["y"]["scale"] == pytest.approx(10.0)
     assert trace.nodes["lambda"]["scale"] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- missing entries
+def with_holes(data: Dataset, share: float = 0.1) -> Dataset:
+    """Take entries away at random; what is missing is zero and marked, as the reader does it."""
+    gone = torch.rand(data.train["x"].shape, generator=torch.Generator().manual_seed(5)) < share
+    train = {**data.train, "x": data.train["x"].masked_fill(gone, 0.0), "x_missing": gone}
+    return dataclasses.replace(data, train=train)
+
+
+def exact_missing(data: Dataset, beta0: Tensor, beta: Tensor, x_mis: Tensor, noise: float) -> Tensor:
+    """log p(y | beta) + log p(x_mis | y, beta), row by row: both are Gaussian, by Gaussian conditioning."""
+    total = torch.zeros(())
+    start = 0
+    for x, y, gone in zip(data.train["x"], data.train["y"], data.train["x_missing"], strict=True):
+        b = beta[gone]
+        mean, variance = beta0 + x @ beta, noise**2 + b @ b
+        total = total + dist.Normal(mean, variance.sqrt()).log_prob(y)
+        if len(b):
+            centre = b * (y - mean) / variance
+            covariance = torch.eye(len(b)) - torch.outer(b, b) / variance
+            part = MultivariateNormal(centre, covariance).log_prob(x_mis[start : start + len(b)])
+            total, start = total + part, start + len(b)
+    assert start == len(x_mis)
+    return total
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_missing_entries_have_their_exact_posterior(linear: Dataset, seed: int) -> None:
+    data = with_holes(linear)
+    count = int(data.train["x_missing"].sum())
+    assert count > 200
+    generator = torch.Generator().manual_seed(seed)
+    beta0, beta = torch.randn((), generator=generator), 0.4 * torch.randn(10, generator=generator)
+    x_mis = torch.randn(count, generator=generator)
+    joint = log_joint(data, RIDGE, {"beta0": beta0, "beta": beta, "x_mis": x_mis})
+    prior = (
+        dist.Normal(0.0, RIDGE.intercept_scale).log_prob(beta0)
+        + dist.Normal(0.0, RIDGE.slab_scale).log_prob(beta).sum()
+    )
+    exact = exact_missing(data, beta0, beta, x_mis, 0.7)
+    torch.testing.assert_close(joint - prior, exact, rtol=1e-10, atol=1e-8)
+    # The wrong entry in the wrong place is noticed.
+    swapped = log_joint(data, RIDGE, {"beta0": beta0, "beta": beta, "x_mis": x_mis.flip(0)})
+    assert abs(float(swapped - joint)) > 0.1
+
+
+def test_nothing_missing_leaves_the_density_as_it_was(linear: Dataset) -> None:
+    values = some_values(10)
+    none = dataclasses.replace(
+        linear, train={**linear.train, "x_missing": torch.zeros_like(linear.train["x"], dtype=torch.bool)}
+    )
+    hyper = Hyper(parametrisation="centred")
+    assert torch.equal(log_joint(none, hyper, values), log_joint(linear, hyper, values))
+    pair = build(none, hyper)
+    assert pair.guide is not None
+    assert "x_mis" not in poutine.trace(pair.model).get_trace(none.train).nodes
+
+
+@pytest.fixture(scope="module")
+def sampled() -> tuple[Dataset, zoo.Posterior]:
+    """One feature, of which a quarter is missing, sampled by NUTS."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(24)
+    y = 0.9 * x + 0.5 * rng.standard_normal(24)
+    gone = np.arange(24) % 4 == 1
+    train = {
+        "x": torch.tensor(np.where(gone, 0.0, x))[:, None],
+        "y": torch.tensor(y),
+        "index": torch.arange(24),
+        "x_missing": torch.tensor(gone)[:, None],
+    }
+    data = Dataset(
+        name="holes", task="regression", train=train, columns=(Column(name="x"),), target=Column(name="y", scale=2.0)
+    )
+    hyper = Hyper(prior="gaussian", noise=0.5, slab_scale=1.0, parametrisation="centred")
+    return data, zoo.fit("horseshoe_regression", data, hyper=hyper, chains=2, tune=500, draws=2_000)
+
+
+def test_nuts_finds_the_posterior_that_quadrature_gives(sampled: tuple[Dataset, zoo.Posterior]) -> None:
+    data, posterior = sampled
+    beta0 = torch.linspace(-1.5, 1.5, 201)[:, None, None]
+    beta = torch.linspace(-0.6, 2.4, 301)[None, :, None]
+    x, y, gone = data.train["x"][:, 0], data.train["y"], data.train["x_missing"][:, 0]
+    variance = 0.25 + gone * beta**2
+    residual = y - beta0 - beta * x
+    log = dist.Normal(0.0, variance.sqrt()).log_prob(residual).sum(-1)
+    log = log + dist.Normal(0.0, 5.0).log_prob(beta0[..., 0]) + dist.Normal(0.0, 1.0).log_prob(beta[..., 0])
+    weight = (log - log.max()).exp()
+    weight = weight / weight.sum()
+    centre = ((beta / variance) * residual)[..., gone]
+    exact = {
+        "beta": (weight * beta[..., 0]).sum(),
+        "beta0": (weight * beta0[..., 0]).sum(),
+        "x_mis": (weight[..., None] * centre).sum((0, 1)),
+    }
+    draws = posterior.draws(4_000)
+    for site, value in exact.items():
+        found = draws[site].reshape(len(draws["beta"]), -1)
+        error = found.std(0) / 1_000**0.5  # at least a quarter of the draws are worth one each
+        assert bool(((found.mean(0) - value).abs() < 4 * error).all()), site
+    spread = ((weight * beta[..., 0] ** 2).sum() - exact["beta"] ** 2).sqrt()
+    assert float(draws["beta"].std()) == pytest.approx(float(spread), rel=0.1)
+    # To take what is missing for its mean, zero, would give another answer.
+    zero = dist.Normal(0.0, 0.5).log_prob(residual).sum(-1) + dist.Normal(0.0, 1.0).log_prob(beta[..., 0])
+    naive = (zero - zero.max()).exp()
+    naive = (naive / naive.sum() * beta[..., 0]).sum()
+    assert abs(float(naive - exact["beta"])) > 4 * float(draws["beta"].std()) / 1_000**0.5
+
+
+def test_new_rows_are_imputed_afresh(sampled: tuple[Dataset, zoo.Posterior]) -> None:
+    _, posterior = sampled
+    x = torch.tensor([[1.5], [0.0], [0.0]])
+    new = {"x": x, "index": torch.arange(3), "x_missing": torch.tensor([[False], [True], [True]])}
+    prediction = posterior.predict(new, 4_000)
+    assert set(prediction.samples) == {"y"}
+    draws = posterior.draws(4_000)
+    samples = prediction.samples["y"]
+    known = 0.25 + (draws["beta0"] + 1.5 * draws["beta"][:, 0]).var()
+    unknown = 0.25 + draws["beta0"].var() + (draws["beta"] ** 2).mean()
+    assert float(samples[:, 0].var()) == pytest.approx(float(known), rel=0.1)
+    assert float(samples[:, 1].var()) == pytest.approx(float(unknown), rel=0.1)
+    assert abs(float(torch.corrcoef(samples.T)[1, 2])) < 0.1  # each row has its own missing entry
+    frame = posterior.predict_table({"x": np.array([1.5, np.nan])})
+    assert frame["sd"][1] == pytest.approx(2.0 * float(unknown.sqrt()), rel=0.1)
+    # A batch that says nothing about missing entries has none.
+    full = posterior.predict({"x": x}, 4_000).samples["y"]
+    assert float(full[:, 1].var()) == pytest.approx(float(0.25 + draws["beta0"].var()), rel=0.1)
+
+
+def test_imputed_fits_are_saved_and_exported(sampled: tuple[Dataset, zoo.Posterior], tmp_path: Any) -> None:
+    _, posterior = sampled
+    posterior.save(tmp_path)
+    loaded = zoo.load(tmp_path)
+    new = {"x": np.array([0.3, np.nan])}
+    assert loaded.predict_table(new, seed=1).equals(posterior.predict_table(new, seed=1))
+    idata = loaded.to_arviz(num_draws=50)
+    assert idata.posterior["x_mis"].dims == ("chain", "draw", "missing")
+    assert set(idata.observed_data) == {"y"}
+
+
+def test_what_cannot_be_imputed_is_refused(linear: Dataset) -> None:
+    data = with_holes(linear)
+    with pytest.raises(PairError, match="no guide, so SVI cannot fit it; use engine='nuts'"):
+        zoo.fit("horseshoe_regression", data, engine="svi")
+    columns = (dataclasses.replace(data.columns[0], categories=("a", "b"), source="sex"), *data.columns[1:])
+    with pytest.raises(
+        DataError, match=r"'sex' of 'diabetes' holds categories and has missing .* imputes numbers only"
+    ):
+        build(dataclasses.replace(data, columns=columns), Hyper())
+    digits = zoo.datasets.load("digits")
+    train = {**digits.train, "x_missing": digits.train["x"] < 0.1}
+    with pytest.raises(
+        DataError, match=r"missing entries, which bayesian_compression cannot impute; .*: horseshoe_reg"
+    ):
+        zoo.fit("bayesian_compression", dataclasses.replace(digits, train=train))
 
 
 # --------------------------------------------------------------------------------------------- the user's units

@@ -28,6 +28,7 @@ __all__ = ["MAX_CATEGORIES", "encode", "read"]
 MAX_CATEGORIES = 1_000
 _MAX_INFERRED_CLASSES = 20
 _TASKS = ("classification", "regression")
+_MISSING = ("refuse", "keep")
 
 
 def read(
@@ -40,6 +41,7 @@ def read(
     seed: int = 0,
     task: str | None = None,
     drop: Sequence[str] = (),
+    missing: str = "refuse",
 ) -> Dataset:
     r"""Read the user's own data into a data set.
 
@@ -66,6 +68,9 @@ def read(
         task: ``classification`` or ``regression``. By default text, booleans and at most
             :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean classification.
         drop: Columns to leave out, such as an identifier.
+        missing: ``refuse``, or ``keep`` for methods that impute: a missing entry of a feature is encoded as 0, which is
+            the mean of the observed ones, and where any is missing every batch has ``x_missing`` (bool, ``(rows,
+            features)``). The target is never imputed.
 
     Returns:
         The data set.
@@ -82,9 +87,13 @@ def read(
     for unwanted in drop:
         if unwanted not in columns:
             raise UnknownNameError(f"column '{unwanted}' to drop is unknown{_choices(unwanted, columns)}")
+    if missing not in _MISSING:
+        raise UnknownNameError(f"missing is '{missing}'{suggest(missing, _MISSING)}")
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
     target = _target_name(raw, target)
-    _refuse_missing(raw.frame)
+    if missing == "keep":
+        _refuse_missing(raw.frame[[target]])
+    _refuse_missing(raw.frame, keep=missing == "keep", hint=", or keep them (missing='keep') for a method that imputes")
     task = task or raw.task or _infer_task(raw.frame[target])
     y, column = _encode_target(raw.frame[target], task)
     strata = y if task == "classification" else None
@@ -96,18 +105,26 @@ def read(
         y, column = _standardise_target(y, column, parts)
     if raw.images is None:
         x, features = _encode_features(raw.frame.drop(columns=target), parts)
+        gone = np.isnan(x)
+        x[gone] = 0.0
         extra: dict[str, Any] = {}
     else:
         if len(raw.frame.columns) > 1:
             others = ", ".join(c for c in raw.frame.columns if c != target)
             raise DataError(f"images come with a target alone; remove the entries {others}")
         x, features = _encode_images(raw.images)
+        gone = np.zeros((1, 1), dtype=bool)
         extra = {"image_shape": tuple(int(n) for n in raw.images.shape[1:])}
     coords: dict[str, Any] = {"feature": tuple(f.name for f in features)}
     if column.categories is not None:
         extra["num_classes"] = len(column.categories)
         coords["class"] = column.categories
     batches = {part: _batch(x, y, parts == part) for part in (TRAIN, VALIDATION, TEST)}
+    dims: dict[str, tuple[str, ...]] = {"x": ("datum", "feature"), "y": ("datum",)}
+    if gone.any():
+        dims["x_missing"] = dims["x"]
+        for part, batch in batches.items():
+            batch["x_missing"] = torch.as_tensor(gone[parts == part])
     return Dataset(
         name=name or raw.name,
         task=task,
@@ -116,7 +133,7 @@ def read(
         test=batches[TEST] if len(batches[TEST]["index"]) else None,
         columns=features,
         target=column,
-        dims={"x": ("datum", "feature"), "y": ("datum",)},
+        dims=dims,
         coords=coords,
         source=raw.source,
         extra=extra,
@@ -156,7 +173,11 @@ def encode(dataset: Dataset, table: Table | Raw) -> Batch:
             )
     else:
         x = _apply_columns(dataset, raw.frame)
+    gone = np.isnan(x)
+    x[gone] = 0.0
     batch = {"x": _tensor(x), "index": torch.arange(len(x))}
+    if "x_missing" in dataset.train:
+        batch["x_missing"] = torch.as_tensor(gone)
     if dataset.target is not None and dataset.target.name in raw.frame and raw.frame[dataset.target.name].notna().any():
         series = raw.frame[dataset.target.name]
         _refuse_missing(raw.frame[[dataset.target.name]])
@@ -233,16 +254,18 @@ def _encode_features(frame: pd.DataFrame, parts: NDArray[np.int8]) -> tuple[NDAr
     columns: list[Column] = []
     constant: list[str] = []
     for name in frame.columns:
-        categories = _categories(frame[name]) if _is_text(frame[name]) else None
+        categories = _categories(frame[name].dropna()) if _is_text(frame[name]) else None
         raw = _raw_features(frame[name], categories)
         if not raw:
             constant.append(name)
         for feature, value in raw.items():
-            seen = value[train]
-            if seen.max() == seen.min():
+            there = ~np.isnan(value)
+            seen = value[train & there]
+            if not seen.size or seen.max() == seen.min():
                 constant.append(feature)
                 continue
-            standard, mean, scale = _standardise(value, seen, f"column '{name}'")
+            standard = np.full(len(value), np.nan)
+            standard[there], mean, scale = _standardise(value[there], seen, f"column '{name}'")
             values.append(standard)
             columns.append(Column(name=feature, mean=mean, scale=scale, categories=categories, source=name))
     if constant:
@@ -259,22 +282,32 @@ def _apply_columns(dataset: Dataset, frame: pd.DataFrame) -> NDArray[Any]:
     if missing:
         known = ", ".join(frame.columns[:20])
         raise UnknownNameError(f"these columns are missing: {', '.join(missing)}; the table has {known}")
-    _refuse_missing(frame[sources])
+    # Numbers may be missing where they were in training; categories only in columns that lacked some there too.
+    gone = dataset.train.get("x_missing")
+    lacking = [] if gone is None else gone.any(0).tolist()
+    allowed = (c for c, some in zip(dataset.columns, lacking, strict=False) if c.categories is None or some)
+    keep = list(dict.fromkeys(column.source or column.name for column in allowed))
+    _refuse_missing(frame[[source for source in sources if source not in keep]])
+    _refuse_missing(frame[keep], keep=True)
     raw: dict[str, NDArray[Any]] = {}
     for column in dataset.columns:
         if column.name not in raw:
             series = frame[column.source or column.name]
             if column.categories is not None:
-                _codes(series, column.categories)
+                _codes(series.dropna(), column.categories)
             raw.update(_raw_features(series, column.categories))
     return np.stack([(raw[column.name] - column.mean) / column.scale for column in dataset.columns], axis=1)
 
 
+# A missing entry is NaN in every feature of its column.
 def _raw_features(series: pd.Series, categories: tuple[str, ...] | None) -> dict[str, NDArray[Any]]:
     if categories is None:
         return {str(series.name): _numbers(series, "column")}
-    text = _label_text(series)
-    return {f"{series.name}={category}": (text == category).astype(np.float64) for category in categories[1:]}
+    text, gone = _label_text(series), series.isna().to_numpy()
+    return {
+        f"{series.name}={category}": np.where(gone, np.nan, (text == category).astype(np.float64))
+        for category in categories[1:]
+    }
 
 
 def _categories(series: pd.Series) -> tuple[str, ...]:
@@ -349,7 +382,7 @@ def _label_text(series: pd.Series) -> NDArray[Any]:
 
 def _numbers(series: pd.Series, what: str) -> NDArray[Any]:
     if pd.api.types.is_bool_dtype(series) or (pd.api.types.is_numeric_dtype(series) and not _is_text(series)):
-        return np.asarray(series.to_numpy(dtype=np.float64))
+        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     if pd.api.types.is_datetime64_any_dtype(series) or pd.api.types.is_timedelta64_dtype(series):
         raise DataError(f"{what} '{series.name}' holds dates; turn them into numbers first")
     shown = next((str(v) for v in series if not _is_number(v)), str(series.dtype))
@@ -375,8 +408,8 @@ def _codes(series: pd.Series, categories: tuple[str, ...]) -> NDArray[Any]:
     return np.array([known[value] for value in text], dtype=np.int64)
 
 
-def _refuse_missing(frame: pd.DataFrame) -> None:
-    missing = frame.isna().sum()
+def _refuse_missing(frame: pd.DataFrame, *, keep: bool = False, hint: str = "") -> None:
+    missing = frame.isna().sum() * (0 if keep else 1)
     numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
     infinite = pd.Series(
         {c: int(np.isinf(frame[c].dropna().to_numpy(dtype=np.float64)).sum()) for c in numeric}, dtype=np.int64
@@ -388,7 +421,10 @@ def _refuse_missing(frame: pd.DataFrame) -> None:
             shown = ", ".join(named[:20]) + (", ..." if len(named) > 20 else "")
             parts.append(f"{count.sum()} {what} in {shown}")
     if parts:
-        raise DataError(f"values that are no numbers: {'; '.join(parts)}; fill them or drop their rows or columns")
+        more = hint if missing.sum() else ""
+        raise DataError(
+            f"values that are no numbers: {'; '.join(parts)}; fill them or drop their rows or columns{more}"
+        )
 
 
 def _refuse_twins(columns: Sequence[Column]) -> None:

@@ -304,6 +304,9 @@ class Posterior:
                     continue
                 if key == "y":
                     continue
+                if key == "x_missing" and isinstance(given.get("x"), Tensor):
+                    given[key] = torch.zeros(given["x"].shape, dtype=torch.bool)
+                    continue
                 raise DataError(f"the batch has no entry '{key}'; it has {', '.join(sorted(given))}")
             value = given[key]
             if not isinstance(value, Tensor):
@@ -327,7 +330,7 @@ class Posterior:
         return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
 
     def _local_sites(self) -> set[str]:
-        """Latents in a plate over the data's rows, which new rows do not share."""
+        """Latents of the training rows, which new rows do not share: in a plate over them, or their missing entries."""
         with self._runs.bound(), stream(seeded(0, self._runs.device)):
             from pyro import poutine
 
@@ -339,7 +342,8 @@ class Posterior:
         return {
             n
             for n in trace.stochastic_nodes
-            if any(f.name in subsampled and f.full_size == rows for f in trace.nodes[n]["cond_indep_stack"])
+            if trace.nodes[n]["infer"].get("imputes")
+            or any(f.name in subsampled and f.full_size == rows for f in trace.nodes[n]["cond_indep_stack"])
         }
 
     def _chain_shape(self) -> str:

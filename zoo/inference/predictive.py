@@ -250,7 +250,8 @@ class Runs:
             trace = self.model_trace(first, batch, observed=False)
         for name in trace.stochastic_nodes:
             site = trace.nodes[name]
-            if name not in first and not _subsample(site) and site["infer"].get("enumerate") is None:
+            inner = site["infer"].get("enumerate") is not None or site["infer"].get("imputes")
+            if name not in first and not _subsample(site) and not inner:
                 site["is_observed"] = True
         return trace
 

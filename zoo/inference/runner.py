@@ -366,6 +366,16 @@ def _check_task(method: Method[Any], data: Dataset) -> None:
     if data.task and data.task not in allowed:
         raise DataError(f"{method.name} is for {' and '.join(allowed)}; data set '{data.name}' is for {data.task}")
     tasks.get(data.task or method.task).check(data)
+    if "x_missing" in data.train and not method.imputes:
+        from zoo import registry
+
+        able = [name for name in registry.names() if getattr(registry.get(name), "imputes", False)]
+        splits = [b for b in (data.train, data.validation, data.test) if b is not None and "x_missing" in b]
+        count = sum(int(b["x_missing"].sum()) for b in splits)
+        raise DataError(
+            f"data set '{data.name}' has {count} missing entries, which {method.name} cannot impute; fill them or drop "
+            f"their rows or columns, or use a method that imputes: {', '.join(able)}"
+        )
 
 
 def _hyper(method: Method[Any] | None, hyper: Any) -> Any:

@@ -28,6 +28,7 @@ symbol                      site            plate        meaning
 :math:`\lambda_j`           ``lambda``      ``feature``  local scale
 :math:`\beta_j`             ``beta``        ``feature``  coefficient; deterministic unless centred
 :math:`\tilde\beta_j`       ``beta_trans``  ``feature``  transformed coefficient; not when centred
+:math:`x_m`                 ``x_mis``       ``missing``  missing entry of a feature, where there are any
 :math:`y_i`                 ``y``           ``datum``    target, observed
 ==========================  ==============  ===========  ======================================================
 
@@ -43,6 +44,11 @@ of :math:`\sigma^2`, the diagonal of :math:`(X^\top X + I)^{-1}`,
 
 which is centred where the data say more than the prior and non-centred where they say less (:math:`w_j = 1` everywhere
 is the non-centred form); with orthogonal features :math:`w_j^2 = 1 / \kappa_j`, the inverse of the shrinkage factor.
+
+Entries of the features that are missing at random are latents, :math:`x_m \sim \mathrm{N}(0, 1)` each: the mean and
+variance of a standardised feature, without regard to the other features. NUTS draws those of the training rows jointly
+with everything else; those of new rows are drawn afresh from this prior, so that predictions are as uncertain as they
+must be. Only numbers are imputed, not categories, and only by NUTS.
 
 Deviations. The paper's priors on the noise, :math:`p(\sigma^2) \propto \sigma^{-2}`, and on the intercept, flat, are
 improper; here :math:`\sigma \sim \mathrm{N}^{+}(0, 1)` on the standardised target and
@@ -130,11 +136,11 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
 
     Args:
         data: Batches with standardised ``x``, ``(rows, features)``, ``y``, ``(rows,)``, and ``index``; ``y`` is a
-            standardised number, or 0 and 1 where the task is ``classification``.
+            standardised number, or 0 and 1 where the task is ``classification``; ``x_missing`` marks entries to impute.
         hyper: Hyper-parameters.
 
     Returns:
-        Model and guide over one batch of rows.
+        Model and guide over one batch of rows; no guide where entries of the training rows are missing.
     """
     logistic = _is_logistic(data)
     num_data, num_features = data.num_data, data.train["x"].shape[1]
@@ -164,6 +170,12 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
                 beta_trans = pyro.sample("beta_trans", dist.Normal(0.0, width))
                 beta = pyro.deterministic("beta", scale / width * beta_trans, event_dim=0)
         mean = beta0 + beta @ batch["x"].mT
+        if "x_missing" in batch:
+            row, column = batch["x_missing"].nonzero(as_tuple=True)
+            if len(row):  # the entries are 0 in x, so that what they add to the mean is all that is left to do
+                with pyro.plate("missing", len(row)):
+                    x_mis = pyro.sample("x_mis", dist.Normal(0.0, 1.0), infer={"imputes": True})
+                mean = mean.index_add(-1, row, x_mis * beta[..., column])
         y = batch.get("y")
         with pyro.plate("datum", num_data, subsample=batch["index"]):
             if logistic:
@@ -204,7 +216,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
                 pyro.sample(site, density)
 
     guide = mean_field if hyper.guide == "mean_field" else low_rank
-    return Pair(model, guide)
+    return Pair(model, None if _imputes(data) else guide)
 
 
 def _sites(hyper: Hyper, logistic: bool) -> dict[str, tuple[str, ...]]:
@@ -259,6 +271,27 @@ def _is_logistic(data: Dataset) -> bool:
             "compare one with the rest"
         )
     return True
+
+
+def _imputes(data: Dataset) -> bool:
+    """Say whether training rows have missing entries.
+
+    Returns:
+        Whether any is missing.
+
+    Raises:
+        DataError: If one is missing in a column of categories, in any split.
+    """
+    for batch in (data.train, data.validation, data.test):
+        if batch is None or "x_missing" not in batch:
+            continue
+        for column, some in zip(data.columns, batch["x_missing"].any(0), strict=False):
+            if some and column.categories is not None:
+                raise DataError(
+                    f"column '{column.source or column.name}' of '{data.name}' holds categories and has missing "
+                    "entries; horseshoe_regression imputes numbers only: fill them, say with a category of their own"
+                )
+    return "x_missing" in data.train and bool(data.train["x_missing"].any())
 
 
 # ---------------------------------------------------------------------------------------- quantities of interest
@@ -637,11 +670,13 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=10_000, learning_rate=1e-2, schedule="cosine"),
     summary=summary,
+    imputes=True,
     use_when="Few of tens to a few thousand columns are expected to matter, correlated ones too, and you want each "
     "effect in your own units with its uncertainty and the probability of its sign.",
     avoid_when="Most columns matter a little (set prior=gaussian, ridge regression). Effects are not linear in the "
     "columns that you give. There are more than two classes. A list of selected features is wanted rather than a "
     "posterior.",
-    needs="A table with a number or two classes as target; text columns become indicators. NUTS takes all rows in "
-    "every step: beyond some ten thousand rows choose --engine svi, whose intervals are too narrow.",
+    needs="A table with a number or two classes as target; text columns become indicators, missing numbers can be "
+    "imputed (--missing keep). NUTS takes all rows in every step: beyond some ten thousand rows choose --engine svi, "
+    "whose intervals are too narrow.",
 )
