@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,37 @@ def test_failure_while_files_come_into_place_changes_nothing(
         monkeypatch.setattr(Path, "rename", failing)
     assert (contents(folder), everything(tmp_path)) == (before, names)
     assert len(calls) > at
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_exported_networks_are_replaced_by_their_like_and_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    folder = tmp_path / "o"
+    write(folder, OURS | THEIRS | {"network.pt2": "old", "network.onnx": "old"})
+    before, rename = contents(folder), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.parent.name == "new" and self.name == "posterior.json":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with nullcontext() if not fails else pytest.raises(DataError), whole(folder, keep=False, resume=False) as stage:
+        write(stage, OURS | {"network.pt2": "new"})
+        if fails:
+            monkeypatch.setattr(Path, "rename", failing)
+    assert contents(folder) == (before if fails else before | {"network.pt2": "new"})
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "o", OURS | {"network.pt2/mine": "years"})
+    before = contents(tmp_path / "o")
+    with (
+        pytest.raises(DataError, match="is a folder, in the place of a file"),
+        whole(tmp_path / "o", keep=False, resume=False) as stage,
+    ):
+        write(stage, OURS | {"network.pt2": "new"}, "new")
+    assert contents(tmp_path / "o") == before
 
 
 def test_an_interruption_with_a_checkpoint_leaves_it_and_theirs(tmp_path: Path) -> None:

@@ -131,10 +131,16 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
 
 def _swap(folder: Path, new: Path, spent: Path) -> None:
     """Put the files of ``new`` in place of the zoo's own in ``folder``, which go to ``spent``, or change nothing."""
-    _move(ours(folder), folder, spent)
+    files = sorted(_files(new), key=lambda path: path.name == "posterior.json")
+    # Exported networks say nothing of themselves: they are replaced by new ones of their name, but never only removed.
+    taken = [path for path in (folder / file.relative_to(new) for file in files) if os.path.lexists(path)]
+    for path in taken:
+        if path.is_dir():
+            raise DataError(f"'{path}' is a folder, in the place of a file to be written; move it away")
+    _move(dict.fromkeys([*ours(folder), *taken]), folder, spent)
     try:
         # The description comes last, so that a posterior which can be seen is whole.
-        _move(sorted(_files(new), key=lambda path: path.name == "posterior.json"), new, folder)
+        _move(files, new, folder)
     except BaseException:
         _move(_files(spent), spent, folder)
         raise
