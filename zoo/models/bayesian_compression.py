@@ -575,19 +575,21 @@ def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "
 def prune(
     posterior: Posterior,
     *,
-    tolerance: float = 1.0,
-    turns: int = 7,
-    fraction: float = 0.25,
-    steps: int = 3_000,
+    tolerance: float = 2.0,
+    turns: int = 6,
+    fraction: float = 0.35,
+    steps: int = 2_000,
     learning_rate: float = 2e-3,
+    final: bool = True,
     seed: int = 0,
 ) -> Posterior:
     r"""Take units out for good and fit what is left further, in turns.
 
-    The first turn takes out what :func:`choose_units` does not keep, every later one goes along the same path until
-    ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the parameters of the larger.
-    Of the networks after each turn, the smallest is returned whose validation error, rounded, exceeds that of the
-    whole network by no more than ``tolerance`` of its standard errors. Training rows fit, validation rows choose.
+    The first turn takes out what :func:`choose_units` does not keep at half the tolerance, every later one goes along
+    the same path until ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the
+    parameters of the larger. Of the networks after each turn, the smallest is taken whose validation error, rounded,
+    exceeds that of the whole network by no more than ``tolerance`` of its standard errors. Training rows fit and
+    validation rows choose; once the choice is made, the network taken is fitted further on both.
 
     Args:
         posterior: A fit of this method.
@@ -596,18 +598,28 @@ def prune(
         fraction: Of the weights, taken out in every turn but the first.
         steps: Optimiser steps of each turn.
         learning_rate: Highest learning rate of each turn; it falls to zero.
+        final: Whether to fit the network taken on training and validation rows together in the end.
         seed: Of every random number.
 
     Returns:
-        A posterior of the smaller network, of the same method: its ``hyper`` says what is left. ``info["pruned"]``
-        lists the turns with their compression, validation error and seconds, and which one was ``chosen``.
+        A posterior of the smaller network, of the same method: its ``hyper`` says what is left, and its training data
+        hold the validation rows too if ``final``. ``info["pruned"]`` lists the turns with their compression,
+        validation error and seconds.
     """
     limit, whole = _limit(posterior, tolerance, "validation"), _whole_weights(posterior)
     recipe, now, seconds = posterior.info["recipe"], posterior, posterior.info["seconds"]
     best, found = copy.copy(posterior), list[dict[str, Any]]()
+
+    def go_on(data: Dataset, hyper: Hyper, init: Mapping[str, Tensor], turn: int) -> Posterior:
+        return zoo.fit(
+            METHOD, data, hyper=hyper, seed=seed + turn, steps=steps, init=init, learning_rate=learning_rate,
+            schedule="linear", kl_warmup=0.0, batch_size=recipe["batch_size"] or 0, dtype=posterior.info["dtype"],
+            device=posterior.info["device"], compile=posterior.info["compiled"], name=posterior.name,
+        )  # fmt: skip
+
     for turn in range(turns):
         net = _architecture(now.data, now.hyper)
-        keep = choose_units(now, tolerance=tolerance) if turn == 0 else _without(now, fraction)
+        keep = choose_units(now, tolerance=tolerance / 2) if turn == 0 else _without(now, fraction)
         net = _smaller(net, keep)
         c = net.num_filters
         hyper = dataclasses.replace(
@@ -616,20 +628,28 @@ def prune(
             hidden=tuple(shape[0] for shape in net.shapes[c + 1 :]),
             inputs=net.inputs,
         )
-        now = zoo.fit(
-            METHOD, now.data, hyper=hyper, seed=seed + turn, steps=steps, init=_shrunk_params(now, keep),
-            learning_rate=learning_rate, schedule="linear", kl_warmup=0.0, batch_size=recipe["batch_size"] or 0,
-            dtype=posterior.info["dtype"], device=posterior.info["device"], compile=posterior.info["compiled"],
-            name=posterior.name,
-        )  # fmt: skip
+        now = go_on(now.data, hyper, _shrunk_params(now, keep), turn)
         seconds += now.info["seconds"] + now.info["compile_seconds"]
         now.info["whole_weights"] = whole
         saved, error = compression(now, "all"), _wrong(now, "validation", "all")
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
         if error <= limit:
             best = copy.copy(now)
+    if final and any(turn["error"] <= limit for turn in found):
+        best = go_on(_joined(posterior.data), best.hyper, best.params, turns)
+        seconds += best.info["seconds"] + best.info["compile_seconds"]
+        best.info["seconds"] = seconds
     best.info = dict(best.info) | {"pruned": found, "whole_weights": whole, "limit": limit}
     return best
+
+
+def _joined(data: Dataset) -> Dataset:
+    """Return the data with the validation rows among the training rows."""
+    both = data.train, data.split("validation")
+    train = {k: torch.cat([batch[k] for batch in both]) for k in data.train}
+    return dataclasses.replace(
+        data, train=train | {"index": torch.arange(len(train["y"]))}, validation=None, origin="user"
+    )
 
 
 def _without(posterior: Posterior, fraction: float) -> list[Tensor]:
@@ -959,6 +979,8 @@ def figures(posterior: Posterior) -> list[Figure]:
         axis.axvline(_whole_weights(posterior) / _num_weights(small.shapes), lw=1, color="#616a75", label="chosen")
         axis.set(xscale="log", xlabel="weights before over weights after", ylabel="validation error (%)")
         axis.set_ylim(0, min(100.0, 300 * limit))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}" if curve[-1][0] < 10 * curve[0][0] else "")
         axis.legend(frameon=False, fontsize=8)
 
     found.append(
@@ -990,7 +1012,7 @@ def _measure_dense(seed: int, fast: bool) -> dict[str, float]:
 
 def _measure_convolutional(seed: int, fast: bool) -> dict[str, float]:
     """Fit LeNet-5, see :func:`_measure`."""
-    return _measure(_LENET_5, seed, fast)
+    return _measure(Hyper(channels=(4, 8), hidden=(30,)) if fast else _LENET_5, seed, fast)
 
 
 def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
@@ -1011,16 +1033,18 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
     test, found = data.split("test"), dict[str, float]()
     options: dict[str, Any] = {"seed": seed, "compile": not fast}
     if hyper.channels:
-        options |= {"steps": 2_000, "batch_size": 64}
+        options |= {"steps": 1_500, "batch_size": 64}
     if fast:
         options |= {"steps": 60, "batch_size": 64}
-    turns = {"turns": 2, "steps": 40} if fast else {}
+    turns: dict[str, Any] = {"steps": 1_000, "fraction": 0.4} if hyper.channels else {}
+    if fast:
+        turns |= {"turns": 2, "steps": 40}
 
     def note(name: str, error: float, pruning: float = 1.0, precision: float = 1.0) -> None:
         found.update({f"error {name}": error, f"pruning {name}": pruning, f"with bits {name}": precision})
 
-    # The scales of the horseshoe have further to go.
-    for name, prior, rate in (("GNJ", "normal_jeffreys", None), ("GHS", "horseshoe", 1e-2)):
+    # The scales of the horseshoe have further to go, so its rate is larger.
+    for name, prior, rate in (("GNJ", "normal_jeffreys", 3e-3), ("GHS", "horseshoe", 4e-3 if hyper.channels else 6e-3)):
         started = time.perf_counter()
         own = dataclasses.replace(hyper, prior=prior)  # type: ignore[arg-type]
         posterior = zoo.fit(METHOD, data, hyper=own, learning_rate=rate, **options)
@@ -1031,33 +1055,34 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
             saved = compression(fitted)
             note(label, _error(compress(fitted), test), saved.pruning, saved.precision)
 
-    recipe = {f.name: getattr(METHOD.recipe, f.name) for f in dataclasses.fields(METHOD.recipe)} | options
-    plain = zoo.fit(_mean_field(data, dataclasses.replace(hyper, temperature=0.2)), data, **recipe)
-    stack, net = layers(_with_scales(plain.params, hyper)), _architecture(data, hyper)
-    note("mean field", _error(_module(net, stack), test))
-
-    sparse = zoo.fit(_sparse_dropout(data, hyper), data, **recipe)
-    stack = layers(_with_scales(sparse.params, hyper))
-    masks = [(layer.variance.log() - layer.mean.square().log()) < _LOG_ALPHA for layer in stack]
-    kept = sum(int(mask.sum()) for mask in masks)
-    bits = bit_widths(
-        [layer.mean[mask] for layer, mask in zip(stack, masks, strict=True)],
-        [layer.variance[mask] for layer, mask in zip(stack, masks, strict=True)],
-    )
-    stored = sum(b * int(mask.sum()) for b, mask in zip(bits, masks, strict=True))
-    total = _num_weights(net.shapes)
-    cut = [layer._replace(mean=layer.mean * mask) for layer, mask in zip(stack, masks, strict=True)]
-    note("sparse dropout", _error(_module(net, cut), test), total / kept, _FLOAT_BITS * total / stored)
+    rows = _joined(data)  # as the pruned networks in the end, the others are trained on the validation rows too
+    if not hyper.channels:
+        recipe = {f.name: getattr(METHOD.recipe, f.name) for f in dataclasses.fields(METHOD.recipe)} | options
+        net = _architecture(data, hyper)
+        plain = zoo.fit(_mean_field(rows, dataclasses.replace(hyper, temperature=0.2)), rows, **recipe)
+        note("mean field", _error(_module(net, layers(_with_scales(plain.params, hyper))), test))
+        sparse = zoo.fit(_sparse_dropout(rows, hyper), rows, **recipe)
+        stack = layers(_with_scales(sparse.params, hyper))
+        masks = [(layer.variance.log() - layer.mean.square().log()) < _LOG_ALPHA for layer in stack]
+        kept = sum(int(mask.sum()) for mask in masks)
+        bits = bit_widths(
+            [layer.mean[mask] for layer, mask in zip(stack, masks, strict=True)],
+            [layer.variance[mask] for layer, mask in zip(stack, masks, strict=True)],
+        )
+        stored = sum(b * int(mask.sum()) for b, mask in zip(bits, masks, strict=True))
+        total = _num_weights(net.shapes)
+        cut = [layer._replace(mean=layer.mean * mask) for layer, mask in zip(stack, masks, strict=True)]
+        note("sparse dropout", _error(_module(net, cut), test), total / kept, _FLOAT_BITS * total / stored)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         steps = 60 if fast else 1_500 if hyper.channels else 5_000
-        dense = _train(_dense(net), data, steps)
+        dense = _train(_dense(_architecture(data, hyper)), rows, steps)
         note("dense", _error(dense, test))
         note("int8", _error(_eight_bits(dense), test), 1.0, 4.0)
         pruned, ratio, rounds = dense, found["pruning GNJ"], 3
         for turn in range(1, rounds + 1):
-            pruned = _train(_prune_by_magnitude(pruned, ratio ** (turn / rounds)), data, steps // 2)
+            pruned = _train(_prune_by_magnitude(pruned, ratio ** (turn / rounds)), rows, steps // 2)
         note("magnitude pruning", _error(pruned, test), ratio, ratio)
         note("magnitude pruning, int8", _error(_eight_bits(pruned), test), ratio, 4 * ratio)
     return found
@@ -1257,7 +1282,7 @@ METHOD = Method(
     build=build,
     engines=("svi",),
     claims=CLAIMS,
-    recipe=Recipe(steps=10_000, learning_rate=6e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
+    recipe=Recipe(steps=6_000, learning_rate=3e-3, batch_size=128, schedule="linear", kl_warmup=0.5),
     summary=summary,
     figures=figures,
     prune=prune,
