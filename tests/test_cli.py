@@ -617,3 +617,36 @@ def test_reproduce(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: float
     shown = run("reproduce", "tiny", "--seeds", "2", "--out", "r")
     assert "measured before" in shown.stderr
     assert "Small error" in shown.stdout
+
+
+# -------------------------------------------------------------------------------------------------------- compress
+def test_compress_writes_a_smaller_posterior_and_its_networks(tmp_path: Path) -> None:
+    data = ("--data", "digits", "--hyper", "hidden=20,10")
+    quick = ("--steps", "300", "--no-compile", "--no-report")
+    assert run("fit", "bayesian_compression", *data, *quick, "--out", "whole").exit_code == 0
+    result = run("compress", "whole", "--out", "small", "--turns", "2", "--steps", "50", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["quantities"]["compression by pruning"] > 1
+    torch_export = found["networks"][0]
+    assert torch_export["format"] == "torch.export"
+    assert torch_export["difference"] < 1e-4
+    for network in found["networks"]:
+        assert Path(network["file"]).stat().st_size == network["bytes"]
+    names = {path.name for path in (tmp_path / "small").iterdir()}
+    assert {"posterior.safetensors", "posterior.json", "report.html", "report.json", "network.pt2"} <= names
+    assert not any(name.startswith("whole") for name in names)
+    small = zoo.load("small")
+    x = small.data.split("test")["x"]
+    module = torch.export.load(torch_export["file"]).module()
+    torch.testing.assert_close(module(x), small.compress()(x), rtol=1e-4, atol=1e-4)
+    assert "exists and is not empty" in fails("compress", "whole", "--out", "small")
+    assert "no validation split" in fails("compress", "small", "--out", "smaller")
+    assert not Path("smaller").exists()
+
+
+def test_compress_of_what_has_nothing_to_prune(table: Path) -> None:
+    data = ("--data", str(table), "--target", "response")
+    assert run("fit", "horseshoe_regression", *data, *QUICK, "--out", "a").exit_code == 0
+    assert "has nothing to prune" in fails("compress", "a", "--out", "b")
+    assert not Path("b").exists()

@@ -755,7 +755,9 @@ def compress(
     out: Annotated[Path, typer.Option(help="Folder for the smaller posterior, its report and the networks.")],
     tolerance: Annotated[
         float, typer.Option(min=0, help="Standard errors of the validation error that may be given up.")
-    ] = 1.0,
+    ] = 2.0,
+    turns: Annotated[int | None, typer.Option(min=1, help="Turns of pruning and fitting further.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each turn.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds of the zoo.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of every random number.")] = 0,
 ) -> None:
@@ -773,7 +775,8 @@ def compress(
     with _warnings(say), outputs.whole(out, keep=False, resume=False) as stage:
         posterior = load(folder)
         say.note("pruning and fitting what is left, in turns")
-        small = posterior.prune(tolerance=tolerance, seed=seed)
+        options = {name: value for name, value in (("turns", turns), ("steps", steps)) if value is not None}
+        small = posterior.prune(tolerance=tolerance, seed=seed, **options)
         network = small.compress(packed=True)
         whole = posterior.compress(keep="all", rounded=False)
         small.save(stage)
