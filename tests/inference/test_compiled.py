@@ -110,3 +110,76 @@ def test_a_new_shape_is_traced_anew_and_right() -> None:
 def test_refuses_what_is_no_pyro_optimiser() -> None:
     with pytest.raises(PairError, match=r"optimiser of pyro\.optim"):
         zoo.compile_svi(model, guide, optim=torch.optim.Adam([torch.zeros(1, requires_grad=True)]))
+
+
+OPTIMISERS: dict[str, tuple[Callable[[], Any], bool]] = {  # and whether its update is part of the graph
+    "adam": (lambda: pyro.optim.Adam({"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-6}), True),
+    "adam, weight decay": (lambda: pyro.optim.Adam({"lr": 0.05, "weight_decay": 0.1}), True),
+    "adamw": (lambda: pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1}), True),
+    "clipped": (lambda: pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.9, "clip_norm": 0.5, "weight_decay": 0.1}), True),
+    "clipped, centred": (lambda: pyro.optim.ClippedAdam({"lr": 0.1, "centered_variance": True}), True),
+    "by parameter": (lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if name == "s" else 0.01}), True),
+    "sgd": (lambda: pyro.optim.SGD({"lr": 0.01, "momentum": 0.9}), False),
+    "amsgrad": (lambda: pyro.optim.Adam({"lr": 0.05, "amsgrad": True}), False),
+    "clip arguments": (lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.5}), False),
+    "scheduler": (
+        lambda: pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMISERS)
+def test_every_optimiser_moves_the_parameters_as_under_pyro(case: str) -> None:
+    make, fused = OPTIMISERS[case]
+    found = []
+    for compiled in (False, True):
+        pyro.clear_param_store()
+        optim = make()
+        torch.manual_seed(0)
+        if compiled:
+            step: Any = zoo.compile_svi(model, guide, optim=optim)
+        else:
+            step = SVI(model, guide, optim, Trace_ELBO()).step
+        for i in range(12):
+            step(Y)
+            if case == "scheduler" and i % 3 == 2:
+                optim.step()
+        found.append(({k: v.detach().clone() for k, v in pyro.get_param_store().items()}, optim.get_state()))
+        if compiled:
+            assert (next(iter(step._programs.values())).rules is not None) is fused
+    (expected, before), (values, after) = found
+    for name, value in values.items():
+        assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-7), name
+        if fused:  # the state is where Pyro keeps it, ready to be saved
+            for key, entry in before[name]["state"][0].items():
+                assert torch.allclose(torch.as_tensor(after[name]["state"][0][key]), torch.as_tensor(entry), rtol=1e-4)
+
+
+def test_a_saved_optimiser_and_a_new_rate_are_honoured() -> None:
+    def loop(first: Any, second: Any) -> torch.Tensor:
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        one = pyro.optim.Adam({"lr": 0.05})
+        step = first(one)
+        for _ in range(4):
+            step(Y)
+        two = pyro.optim.Adam({"lr": 0.05})
+        two.set_state(one.get_state())
+        step = second(two)
+        for i in range(6):
+            step(Y)
+            if i == 2:
+                for own in two.optim_objs.values():
+                    own.param_groups[0]["lr"] = 0.2
+        return torch.stack([v.detach() for v in pyro.get_param_store().values()])
+
+    def pyros(optim: Any) -> Any:
+        return SVI(model, guide, optim, Trace_ELBO()).step
+
+    def ours(optim: Any) -> Any:
+        return zoo.compile_svi(model, guide, optim=optim)
+
+    expected = loop(pyros, pyros)
+    for first, second in ((pyros, ours), (ours, pyros), (ours, ours)):
+        assert torch.allclose(loop(first, second), expected, rtol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import PairError
 from zoo.inference.objectives import to_pyro
+from zoo.inference.optimisers import Rule, Slots, advance, rules, update
 from zoo.inference.program import (
     LOCK,
     Layout,
@@ -30,12 +31,21 @@ from zoo.types import Elbo
 __all__ = ["CompiledSVI", "compile_svi"]
 
 
+class _Traced(NamedTuple):
+    """A program, what it reads and writes, and the rules of the optimiser within it."""
+
+    layout: Layout
+    program: Program
+    rules: tuple[Rule, ...] | None
+
+
 class CompiledSVI:
     """What :func:`compile_svi` returns: ``step(*args, **kwargs)`` takes one optimiser step and returns the loss.
 
     Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once.
     Numbers that model or guide read from elsewhere (a global, an attribute) are frozen at that first call: hand what
-    changes between steps in as a tensor.
+    changes between steps in as a tensor. The update of Adam, AdamW and ClippedAdam is part of the compiled graph, its
+    state and learning rates stay in ``optim``; other optimisers, schedulers and clipping run after the graph.
 
     Args:
         model: Any Pyro model.
@@ -46,7 +56,7 @@ class CompiledSVI:
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO, optim: PyroOptim) -> None:
         self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
-        self._programs: dict[Any, tuple[Layout, Program]] = {}
+        self._programs: dict[Any, _Traced] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one step.
@@ -64,27 +74,40 @@ class CompiledSVI:
         with LOCK:
             store = pyro.get_param_store()
             found = self._programs.get(key)
-            if found is None or any(n not in store._params for n in found[0].names):
+            if found is not None and all(n in store._params for n in found.layout.names):
+                params = [store._params[n] for n in found.layout.names]
+                if rules(self.optim, params) != found.rules:
+                    found = None
+            else:
+                found = None
+            if found is None:
                 found = self._programs[key] = self._trace(leaves, spec, tensors)
-            layout, program = found
-            params = [store._params[n] for n in layout.names]
+                params = [store._params[n] for n in found.layout.names]
+            layout, count = found.layout, len(params)
             buffers = [module._buffers[k] for module, k in layout.buffers.values()]
+            slots = None if found.rules is None else advance(self.optim, params)
+            state = [] if slots is None else [*slots.first, *slots.second]
+            rates = [] if slots is None else [slots.rates]
             with pyro_world():
-                loss, *rest = program.call(*[p.detach() for p in params], *buffers, *tensors)
-            for parameter, gradient in zip(params, rest, strict=False):
-                parameter.grad = gradient
-            for buffer, new in zip(buffers, rest[len(params) :], strict=True):
+                loss, *rest = found.program.call(*[p.detach() for p in params], *buffers, *state, *rates, *tensors)
+            for buffer, new in zip(buffers, rest[count : count + len(buffers)], strict=True):
                 buffer.copy_(new)  # type: ignore[union-attr]
-            self.optim(set(params))
-            pyro.infer.util.zero_grads(set(params))
+            if slots is None:
+                for parameter, gradient in zip(params, rest, strict=False):
+                    parameter.grad = gradient
+                self.optim(set(params))
+                pyro.infer.util.zero_grads(set(params))
+            else:
+                with torch.no_grad():
+                    torch._foreach_copy_([*params, *state], [*rest[:count], *rest[count + len(buffers) :]])
         return loss  # type: ignore[no-any-return]
 
     @property
     def reason(self) -> str:
         """Why the latest program runs eagerly; empty if it is compiled."""
-        return next(reversed(self._programs.values()))[1].reason if self._programs else ""
+        return next(reversed(self._programs.values())).program.reason if self._programs else ""
 
-    def _trace(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> tuple[Layout, Program]:
+    def _trace(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> _Traced:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         rng = torch.get_rng_state()
         modules = tuple(_modules((self.model, self.guide)))
@@ -106,11 +129,14 @@ class CompiledSVI:
             buffers=buffers,
         )
 
+        own_rules = rules(self.optim, [store._params[n] for n in names])
+
         def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
             count, middle = len(names), len(names) + len(buffers)
+            end = middle + (0 if own_rules is None else 2 * count + 1)
             own = [v.detach().requires_grad_(True) for v in inputs[:count]]
             kept = [b.clone() for b in inputs[count:middle]]
-            rest = iter(inputs[middle:])
+            rest = iter(inputs[end:])
             filled = [next(rest) if isinstance(v, Tensor) else v for v in leaves]
             inner_args, inner_kwargs = pytree.tree_unflatten(filled, spec)
             with layout.bind(own, kept, tracing=tracing):
@@ -118,13 +144,22 @@ class CompiledSVI:
                 held = [pyro.get_param_store()._params[n] for n in names]
             loss = torch.as_tensor(loss, dtype=own[0].dtype).detach()
             grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in held]
-            return (loss, *grads, *kept)
+            if own_rules is None:
+                return (loss, *grads, *kept)
+            slots = Slots(
+                list(inputs[middle : middle + count]), list(inputs[middle + count : end - 1]), inputs[end - 1]
+            )
+            params, first, second = update(own_rules, inputs[:count], grads, slots)
+            return (loss, *params, *kept, *first, *second)
 
         example = [store._params[n].detach() for n in names]
         example += [module._buffers[key] for module, key in buffers.values()]
+        if own_rules is not None:
+            example += [torch.zeros_like(v) for _ in range(2) for v in example[: len(names)]]
+            example.append(torch.ones(2, len(names), dtype=torch.float64))
         with pyro_world():
             program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
-        return layout, program
+        return _Traced(layout, program, own_rules)
 
 
 def compile_svi(
