@@ -212,6 +212,39 @@ def test_checkpoint_resumes_bit_for_bit(tmp_path) -> None:
         zoo.fit("eight_schools", steps=80, checkpoint=tmp_path / "cut", resume=True, **(options | {"seed": 5}))
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_an_interrupt_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, within) -> None:
+    options = {"seed": 4, "compile": False, "checkpoint_every": 1_000, "steps": 400, "batch_size": 2}
+    pair, batch = conjugate()
+    whole = zoo.fit(pair, batch, **options)
+    calls = 0
+
+    def interrupt(event):
+        if not within and event.stage == "fitting" and event.done >= 50:
+            raise KeyboardInterrupt
+
+    step = Trainer._step
+
+    def interrupted(self, *inputs, **options):
+        nonlocal calls
+        calls += 1
+        if within and calls == 50:  # in the middle of a block of steps, after the rows of the block were drawn
+            raise KeyboardInterrupt
+        return step(self, *inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            zoo.fit(pair, batch, checkpoint=tmp_path / "cut", progress=interrupt, **options)
+    done = []
+    resumed = zoo.fit(
+        pair, batch, checkpoint=tmp_path / "cut", resume=True, progress=lambda e: done.append(e.done), **options
+    )
+    assert min(n for n in done if n) > 1
+    assert torch.equal(whole.losses, resumed.losses)
+    assert all(torch.equal(whole.params[k], resumed.params[k]) for k in whole.params)
+
+
 def test_wrong_guides_are_refused() -> None:
     pair, batch = conjugate()
 

@@ -248,23 +248,30 @@ def _descend(
         checkpoint.restore(trainer.state)
     started, reason = time.perf_counter(), "all steps taken"
     window, size = max(100, recipe.steps // 20), 1
-    while int(trainer.state.step) < recipe.steps:
-        at = int(trainer.state.step)
-        stops = [recipe.steps - at, window - at % window]
-        if checkpoint is not None:
-            stops.append(checkpoint.every - at % checkpoint.every)
-        count = min(size, *stops)
-        tick = time.perf_counter()
-        losses = trainer.run(count)
-        passed = time.perf_counter() - tick
-        size = max(1, min(int(size * _CHUNK_SECONDS / max(passed, 1e-9)) if count == size else size, 4 * size, 1_000))
-        at += count
-        tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
-        if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
+    try:
+        while int(trainer.state.step) < recipe.steps:
+            at = int(trainer.state.step)
+            stops = [recipe.steps - at, window - at % window]
+            if checkpoint is not None:
+                stops.append(checkpoint.every - at % checkpoint.every)
+            count = min(size, *stops)
+            tick = time.perf_counter()
+            losses = trainer.run(count)
+            passed = time.perf_counter() - tick
+            size = max(
+                1, min(int(size * _CHUNK_SECONDS / max(passed, 1e-9)) if count == size else size, 4 * size, 1_000)
+            )
+            at += count
+            tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
+            if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
+                checkpoint.save(trainer.state)
+            if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0]):
+                reason = f"the loss stopped falling after {at} steps"
+                break
+    except KeyboardInterrupt:
+        if checkpoint is not None:  # so that nothing is lost, not only what came before the latest multiple
             checkpoint.save(trainer.state)
-        if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0]):
-            reason = f"the loss stopped falling after {at} steps"
-            break
+        raise
     history = torch.cat(trainer.state.history) if trainer.state.history else torch.empty(0, len(trainer.losses))
     info = dict(about) | {
         "seed": seed,
