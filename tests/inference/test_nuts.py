@@ -343,7 +343,7 @@ def test_large_graph_is_compiled_in_a_child_first(monkeypatch):
     def model(batch):
         pyro.sample("theta", dist.Normal(torch.zeros(2), scale).to_event(1))
 
-    monkeypatch.setattr(nuts, "_LARGE", 0)
+    monkeypatch.setattr(nuts, "LARGE", 0)
     build, left_to_parent = worker.build_library, []
 
     def after_child(*args):
@@ -362,7 +362,7 @@ def test_large_graph_is_compiled_in_a_child_first(monkeypatch):
 @needs_compiler
 def test_crash_of_the_compiler_is_survived(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(nuts, "_LARGE", 0)
+    monkeypatch.setattr(nuts, "LARGE", 0)
     monkeypatch.setattr(nuts, "_hand_over", lambda *a: [sys.executable, "-c", "import os; os.abort()"])
     samples = nuts.sample(simple, {}, chains=1, warmup=20, draws=20)
     assert "the compiler ended with status -6" in samples.info["reason"]
@@ -504,7 +504,7 @@ def test_workers_die_with_their_parent(tmp_path):
     command = nuts._hand_over(potential, tmp_path, {"task": "sample", "options": worker.asdict(options)})
     np.save(tmp_path / "initial-0.npy", potential.initial(0, 0))
     child = subprocess.Popen(
-        command, env=nuts._environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command, env=nuts.child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert child.stdin is not None
     assert child.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from dataclasses import replace
@@ -346,3 +347,42 @@ def test_module_weights_are_read_from_the_store_and_buffers_are_state() -> None:
     # Evaluation mode uses the running statistics: one row alone is predicted as within its batch.
     one = posterior.predict({"x": x[:1]}, n=2).means["y"][0, 0]
     assert float(one) == pytest.approx(float(mean[0]), abs=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------- large graphs
+def test_a_large_graph_is_compiled_in_a_child_first(monkeypatch) -> None:
+    monkeypatch.setattr(program, "LARGE", 5)
+    asked = []
+    real = program.subprocess.run
+
+    def watched(command, **options):
+        asked.append(command)
+        return real(command, **options)
+
+    monkeypatch.setattr(program.subprocess, "run", watched)
+    pair, batch = conjugate()
+    fitted = zoo.fit(pair, batch, steps=3)
+    assert fitted.info["compiled"]
+    assert any("zoo.inference._compile_worker" in command for command in asked)
+    eager = zoo.fit(pair, batch, steps=3, compile=False)
+    assert torch.allclose(fitted.losses, eager.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "reason"),
+    [
+        ("import os; os.abort()", 600, "the compiler ended with status -6"),
+        ("raise SystemExit('no room')", 600, "status 1: no room"),
+        ("import time; time.sleep(60)", 0.2, r"nodes was not compiled within 0.2 s"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:pair runs eagerly")
+def test_a_compiler_that_aborts_or_hangs_leaves_the_fit_eager(monkeypatch, code, seconds, reason) -> None:
+    monkeypatch.setattr(program, "LARGE", 5)
+    monkeypatch.setattr(program, "_CHILD_SECONDS", seconds)
+    real = program.subprocess.run
+    monkeypatch.setattr(program.subprocess, "run", lambda command, **o: real([command[0], "-c", code], **o))
+    pair, batch = conjugate()
+    fitted = zoo.fit(pair, batch, steps=3)
+    assert not fitted.info["compiled"]
+    assert re.search(reason, fitted.info["reason"])

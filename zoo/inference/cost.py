@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.errors import PairError
 from zoo.inference import nuts
-from zoo.inference.program import pyro_world, seeded, stream
+from zoo.inference.program import child_environment, pyro_world, seeded, stream
 from zoo.inference.runner import _check_task, _engine, fit
 from zoo.inference.svi import Trainer
 from zoo.registry import get
@@ -166,7 +166,7 @@ def _timed(name: str, data: Dataset, hyper: Any, engine: str, limit: float) -> d
         _hand_over(Path(where), name, data, hyper, engine)
         command = [sys.executable, "-m", "zoo.inference.cost", where]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        child = subprocess.Popen(command, env=nuts._environment(), text=True, start_new_session=True, **pipes)
+        child = subprocess.Popen(command, env=child_environment(), text=True, start_new_session=True, **pipes)
 
         def listen() -> None:
             assert child.stdout is not None

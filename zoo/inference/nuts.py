@@ -39,14 +39,13 @@ from zoo.errors import EngineError, UnknownNameError, suggest
 from zoo.inference import _nuts_worker as worker
 from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
 from zoo.inference.potential import Potential
-from zoo.inference.program import no_compiler, pyro_world, seeded, stream
+from zoo.inference.program import LARGE, child_environment, no_compiler, pyro_world, seeded, stream
 from zoo.types import Batch
 
 __all__ = ["Chain", "Progress", "Samples", "rich_progress", "sample"]
 
 Progress = Callable[[Sequence[Chain]], None]
 Arrays = dict[str, Any]
-_LARGE = 1_000  # nodes from which a graph is first compiled in a child process, where a crash harms nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +301,7 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
     args = (potential.graph, potential.size, potential.dtype, potential.constants)
     try:
         path = worker.library_path(*args)
-        if potential.nodes > _LARGE and not path.exists():
+        if potential.nodes > LARGE and not path.exists():
             _build_in_child(potential, path)
         worker.build_library(*args)
         result = Compiled(library=path, size=potential.size, dtype=potential.dtype, constants=potential.constants)
@@ -319,13 +318,6 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
 
 def _eager(potential: Potential) -> Python:
     return Python(function=potential.value_and_gradient, size=potential.size, dtype=potential.dtype)
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment in which a child finds this package, installed or not."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 
 def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[str]:
@@ -348,7 +340,9 @@ def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[
 def _build_in_child(potential: Potential, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
         command = _hand_over(potential, Path(name), {"task": "build", "library": str(path)})
-        child = subprocess.run(command, env=_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        child = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
     if child.returncode:
         raise EngineError(f"the compiler ended with status {child.returncode}: {_tail(child.stderr)}")
 
@@ -406,7 +400,7 @@ class _Worker:
         self.log = folder / f"worker-{number}.log"
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                command, env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                command, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
         threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
 

@@ -12,8 +12,10 @@ import functools
 import inspect
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +35,21 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.errors import DataError, PairError, suggest
 
-__all__ = ["LOCK", "Layout", "Program", "compile_function", "discover", "no_compiler", "pyro_world", "stream"]
+__all__ = [
+    "LARGE",
+    "LOCK",
+    "Layout",
+    "Program",
+    "child_environment",
+    "compile_function",
+    "discover",
+    "no_compiler",
+    "pyro_world",
+    "stream",
+]
+
+LARGE = 1_000  # nodes from which a graph is first compiled in a child process, where a crash harms nothing
+_CHILD_SECONDS = 600
 
 # Pyro's handler stack, parameter store and validation switches are process-wide: whoever touches them holds this lock.
 LOCK = threading.RLock()
@@ -475,7 +491,12 @@ def compile_function(
     surplus = _keep_draws(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True, **(options or {})})
+    settings = {"fallback_random": True, **(options or {})}
+    if len(graph.graph.nodes) > LARGE:
+        reason = _try_in_child(graph, example, settings)
+        if reason:
+            return Program(eager, reason, len(graph.graph.nodes))
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=settings)
     try:
         compiled(*[t.clone() for t in example])
     except Exception as error:
@@ -484,6 +505,36 @@ def compile_function(
         torch.set_rng_state(rng)
     call = (lambda *inputs: compiled(*inputs)[:-surplus]) if surplus else compiled
     return Program(call, "", len(graph.graph.nodes))
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which a child process finds this package, installed or not.
+
+    Returns:
+        A copy of this process's, with the package's folder first on the path.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+def _try_in_child(graph: torch.fx.GraphModule, example: Sequence[Tensor], options: Mapping[str, Any]) -> str:
+    """Compile a large graph in a child process first, and return why that failed, or nothing."""
+    kept = {"graph": graph, "example": list(example), "options": dict(options), "threads": torch.get_num_threads()}
+    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as folder:
+        torch.save(kept, Path(folder) / "graph.pt")
+        command = [sys.executable, "-m", "zoo.inference._compile_worker", folder]
+        try:
+            child = subprocess.run(
+                command, env=child_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL,
+                timeout=_CHILD_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"a graph of {len(graph.graph.nodes)} nodes was not compiled within {_CHILD_SECONDS} s"
+    if not child.returncode:
+        return ""
+    last = next((line.strip() for line in reversed(child.stderr.splitlines()) if line.strip()), "it said nothing")
+    return f"the compiler ended with status {child.returncode}: {last[:300]}"
 
 
 def _keep_draws(graph: torch.fx.GraphModule) -> int:
