@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint tutorials clean
+.PHONY: demo test lint tutorials bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -21,12 +21,16 @@ test: $(STAMP) lint  ## the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # two workers, one thread each
 
 lint: $(STAMP)
-	$(BIN)/ruff check zoo tests tutorials
-	$(BIN)/ruff format --check zoo tests tutorials
+	$(BIN)/ruff check zoo tests tutorials benchmarks
+	$(BIN)/ruff format --check zoo tests tutorials benchmarks
 	$(BIN)/mypy
 
 tutorials: $(STAMP)  ## execute the notebooks in place
 	$(BIN)/python tutorials/execute.py
+
+bench: $(STAMP)  ## compare with Pyro, PyTorch and NumPyro; CASES=small_network,... for some of the cases
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks $(if $(CASES),--cases $(CASES))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,6 +16,7 @@ __all__ = ["BASE", "CONTENDERS", "NutsWorker"]
 
 CHAINS = 4
 _DEPTH, _PYRO_DRAWS = 5, 3
+_LEAPFROGS: int = 2**_DEPTH - 1
 
 
 class _Zoo:
@@ -35,6 +36,7 @@ class _Zoo:
             zoo.Pair(self.case.pyro), self.batch, engine="nuts", chains=CHAINS, draws=draws, tune=draws, seed=seed
         )
         info, chains = fit.info, fit.chains
+        assert chains is not None
         found = {site: chains[site].double().numpy() for site in self.case.sites}
         return found, float(info["seconds"]["sample"]), int(info["evaluations"]), int(info["divergences"])
 
@@ -80,6 +82,7 @@ class _NumPyro:
             def run(keys: Any) -> Any:
                 found = [one(keys[k], jax.tree.map(lambda v, k=k: v[k], point)) for k in range(CHAINS)]
                 return jax.tree.map(lambda *v: np.stack(v), *found)
+
         else:
             mapped = jax.pmap(chain) if self.method == "parallel" else jax.jit(jax.vmap(chain))
 
@@ -125,7 +128,8 @@ class _Pyro:
         run = MCMC(kernel, num_samples=_PYRO_DRAWS, warmup_steps=1, disable_progbar=True)
         began = time.perf_counter()
         run.run(self.batch)
-        return (time.perf_counter() - began) / ((_PYRO_DRAWS + 1) * (2**_DEPTH - 1))
+        passed = time.perf_counter() - began
+        return passed / ((_PYRO_DRAWS + 1) * _LEAPFROGS)
 
 
 # Name -> (what a reader is told, what is imported before the clock starts, how it is made).
@@ -199,12 +203,12 @@ class NutsWorker:
             "least": float(effective.min()),
             "median": float(np.median(effective)),
             "mean": table["all"].mean(("chain", "draw")).values.tolist(),
-            "error": arviz.mcse(table, method="mean")["all"].values.tolist(),
+            "mcse": arviz.mcse(table, method="mean")["all"].values.tolist(),
         }
 
     def leapfrog(self, seed: int) -> dict[str, Any]:
         """Return the seconds of one of Pyro's leapfrog steps."""
-        return {"seconds": self.contender.leapfrog(seed)}
+        return {"seconds": float(self.contender.leapfrog(seed))}
 
     def memory(self) -> dict[str, Any]:
         """Return the peak of this process, in MiB."""

@@ -50,7 +50,7 @@ class _Process:
             "JAX_PLATFORMS": "cpu",
         }
         if threads == 1:
-            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self.name = contender
         self.child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", case, contender, str(threads)],
@@ -143,8 +143,11 @@ def _check_losses(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, f
         Contender -> mean and its standard error.
 
     Raises:
-        Refused: If one differs from the first.
+        Refused: If one differs from the first, or is not finite.
     """
+    for name, losses in found.items():
+        if not all(math.isfinite(v) for v in losses):
+            raise Refused(f"at the initial parameters a loss of {name} is not finite")
     means = {
         name: {"mean": statistics.fmean(v), "error": statistics.stdev(v) / math.sqrt(len(v)), "draws": len(v)}
         for name, v in found.items()
@@ -217,7 +220,7 @@ def _check_means(found: Mapping[str, Mapping[str, Any]]) -> float:
             continue
         distance = max(
             abs(a - b) / math.hypot(x, y)
-            for a, b, x, y in zip(one["mean"], base["mean"], one["error"], base["error"], strict=True)
+            for a, b, x, y in zip(one["mean"], base["mean"], one["mcse"], base["mcse"], strict=True)
         )
         if not distance <= _ERRORS:
             raise Refused(f"a posterior mean of {name} is {distance:.1f} Monte Carlo errors from that of {first}")
@@ -297,7 +300,7 @@ def _scaling(name: str, threads: int, repeats: int, seconds: float, say: Say) ->
         points[size] = {n: _quartiles(r["seconds"]) if "seconds" in r else None for n, r in rows.items()}
     slopes = {}
     for one in scaling.CONTENDERS:
-        times = [p[one]["median"] for p in points.values() if p.get(one) is not None]
+        times = [found["median"] for p in points.values() if (found := p.get(one)) is not None]
         slopes[one] = _slope(sizes, times) if len(times) == len(sizes) else math.nan
     return {
         "kind": "scaling",

@@ -56,12 +56,13 @@ class _Pyro:
         batch = _tensors(case.batch())
         model, guide = case.pyro(_tensors(case.initial()))
         guide(batch)
+        model(batch)
         self.params = dict(pyro.get_param_store()._params)
         self.start = {n: p.detach().clone() for n, p in self.params.items()}
         name = {"trace": "Trace_ELBO", "enum": "TraceEnum_ELBO"}[case.estimator]
         nesting = {"max_plate_nesting": 1} if case.estimator == "enum" else {}
         optim = pyro.optim.Adam({"lr": RATE})
-        step: Callable[..., Any]
+        step: Any
         arguments: tuple[Any, ...] = (batch,)
         if jit:
             # Only tensors are inputs of a jitted ELBO; a dictionary would be frozen into it.
@@ -81,11 +82,11 @@ class _Pyro:
                 step = zoo.compile_svi(model, guide, loss=elbo, optim=optim)
             else:
                 step = infer.SVI(model, guide, optim, elbo).step
-        self.step = lambda: step(*arguments)
+        self.step: Callable[[], Any] = lambda: step(*arguments)
         self.no_grad = torch.no_grad
         self.step()
-        if compiled and step.reason:  # type: ignore[attr-defined]
-            self.note = f"runs eagerly: {step.reason}"  # type: ignore[attr-defined]
+        if compiled and step.reason:
+            self.note = f"runs eagerly: {step.reason}"
 
     def run(self, steps: int) -> None:
         for _ in range(steps):

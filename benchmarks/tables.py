@@ -16,20 +16,22 @@ __all__ = ["render", "write"]
 _HERE = Path(__file__).parent
 _INTRODUCTION = """# Results
 
-Written by `make bench`; never by hand. Every contender runs in a process of its own, and all of them exist at the same time:
-one runs a block of steps while the others wait at a pipe, in another order at every repeat. Compiler caches are empty at the
-start. *First step* is the time from imported libraries to the end of the first step (for `lax.scan`: the first block),
-compilation included. *Memory* is the peak of the process's resident set, libraries included. Before anything is timed, each
-contender takes steps at the same initial parameters with fresh noise, and its mean loss must agree with that of the first
-within five standard errors plus a relative 1e-4, else the case is refused; the column *loss* shows these means with their
-standard errors. Ratios are formed within a repeat; given are their median and quartiles.
+Written by `make bench`; never by hand. Every contender runs in a process of its own, and all of them exist at the
+same time: one runs a block of steps while the others wait at a pipe, in another order at every repeat. Compiler
+caches are empty at the start. *First step* is the time from imported libraries to the end of the first step (for
+`lax.scan`: the first block), compilation included. *Memory* is the peak of the process's resident set, libraries
+included. Before anything is timed, each contender takes steps at the same initial parameters with fresh noise, and
+its mean loss must agree with that of the first within five standard errors plus a relative 1e-4, else the case is
+refused; the column *loss* shows these means with their standard errors. Ratios are formed within a repeat; given
+are their median and quartiles.
 
-For NUTS, all contenders draw from the same posterior with four chains, a diagonal metric, double precision and equal numbers of
-warm-up iterations and draws. *ESS/s* is the smallest bulk effective sample size of any scalar over the seconds of sampling,
-warm-up included and compilation not; positive sites are taken on the log scale. Posterior means must agree within five Monte
-Carlo errors. *Cold* is the first run from imported libraries, compilation included. Pyro's row is extrapolated: the cost of
-one of its leapfrog steps (trees of depth 5), times the number of leapfrog steps that NumPyro's chains took, shared by as many
-processes as there are cores, two at most, with NumPyro's effective draws.
+For NUTS, all contenders draw from the same posterior with four chains, a diagonal metric, double precision and
+equal numbers of warm-up iterations and draws. *ESS/s* is the smallest bulk effective sample size of any scalar over
+the seconds of sampling, warm-up included and compilation not; positive sites are taken on the log scale. Posterior
+means must agree within five Monte Carlo errors. *Cold* is the first run from imported libraries, compilation
+included. Pyro's row is extrapolated: the cost of one of its leapfrog steps (trees of depth 5), times the number of
+leapfrog steps that NumPyro's chains took, shared by as many processes as there are cores, two at most, with
+NumPyro's effective draws.
 """
 
 

@@ -18,7 +18,7 @@ SCALES: dict[str, tuple[tuple[int, ...], float]] = {
     "c2": ((), 4.0),
     "lambda": ((SIZE,), 1.0),
 }
-_CONCENTRATION = 50.0
+_CONCENTRATION = 1_000.0
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -31,11 +31,11 @@ def batch() -> dict[str, np.ndarray]:
 
 def initial(family: str) -> dict[str, np.ndarray]:
     """Return the guide's parameters."""
-    found = {"z_loc": np.full(SIZE, 0.1, np.float32), "z_scale": np.full(SIZE, 0.1, np.float32)}
+    found = {"z_loc": np.full(SIZE, 0.1, np.float32), "z_scale": np.full(SIZE, 0.02, np.float32)}
     for site, (shape, value) in SCALES.items():
         if family == "normal":
             found[f"{site}_loc"] = np.full(shape, math.log(value), np.float32)
-            found[f"{site}_scale"] = np.full(shape, 0.1, np.float32)
+            found[f"{site}_scale"] = np.full(shape, 0.03, np.float32)
         else:
             found[f"{site}_concentration"] = np.full(shape, _CONCENTRATION, np.float32)
             found[f"{site}_rate"] = np.full(shape, _CONCENTRATION / value, np.float32)

@@ -56,9 +56,7 @@ def pyro_pair(start: Any) -> Any:
         for i, _ in LAYERS:
             for site in (f"w{i}", f"b{i}"):
                 loc = pyro.param(f"{site}_loc", start[f"{site}_loc"])
-                scale = pyro.param(
-                    f"{site}_scale", start[f"{site}_scale"], constraint=constraints.softplus_positive
-                )
+                scale = pyro.param(f"{site}_scale", start[f"{site}_scale"], constraint=constraints.softplus_positive)
                 pyro.sample(site, dist.Normal(loc, scale).to_event(loc.ndim))
 
     return model, guide
@@ -86,9 +84,7 @@ def numpyro_pair(start: Any) -> Any:
         for i, _ in LAYERS:
             for site in (f"w{i}", f"b{i}"):
                 loc = numpyro.param(f"{site}_loc", start[f"{site}_loc"])
-                scale = numpyro.param(
-                    f"{site}_scale", start[f"{site}_scale"], constraint=constraints.softplus_positive
-                )
+                scale = numpyro.param(f"{site}_scale", start[f"{site}_scale"], constraint=constraints.softplus_positive)
                 numpyro.sample(site, dist.Normal(loc, scale).to_event(loc.ndim))
 
     return model, guide
