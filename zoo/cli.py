@@ -777,6 +777,7 @@ def compress(
         say.note("pruning and fitting what is left, in turns")
         options = {name: value for name, value in (("turns", turns), ("steps", steps)) if value is not None}
         small = posterior.prune(tolerance=tolerance, seed=seed, **options)
+        small.info["command"] = _command(ctx)
         network = small.compress(packed=True)
         whole = posterior.compress(keep="all", rounded=False)
         small.save(stage)

@@ -288,3 +288,13 @@ def test_report_of_a_loaded_posterior_is_the_same(tmp_path: Path) -> None:
     first.pop("date")
     second.pop("date")
     assert first == second
+
+
+def test_a_long_hyper_parameter_is_cut_and_a_fit_from_given_parameters_states_no_command() -> None:
+    assert page._plain(tuple(range(3))) == "0, 1, 2"
+    assert page._plain(tuple(range(200))) == "0, 1, 2, 3, 4, 5, … (200 values)"
+    hyper = {"hidden": (4,)}
+    first = zoo.fit("bayesian_compression", "digits", hyper=hyper, steps=2, compile=False)
+    assert "zoo fit bayesian_compression" in page.default_command(first)
+    again = zoo.fit("bayesian_compression", "digits", hyper=hyper, steps=2, compile=False, init=first.params)
+    assert page.default_command(again) == ""

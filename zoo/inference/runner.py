@@ -173,6 +173,8 @@ def fit(
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if init is not None:
+        about["init"] = _digest(init)
     common = {"data": dataset, "engine": engine, "name": title, "method": found, "hyper": hyper}
     with bar(progress) as tell:
         if engine == "nuts":

@@ -1201,8 +1201,9 @@ CLAIMS = (
             Acceptance(key="with bits GNJ", low=92.0),
             Acceptance(key="error GNJ", high=5.2, errors=1.0),
             Acceptance(key="error GNJ", below="error dense", errors=1.0),
+            Acceptance(key="seconds GNJ", high=150.0),
         ),
-        budget=400,
+        budget=600,
         seeds=5,
     ),
     Claim(
@@ -1230,7 +1231,7 @@ CLAIMS = (
             Acceptance(key="with bits GNJ", low=150.0),
             Acceptance(key="error GNJ", below="error dense", errors=1.0),
         ),
-        budget=900,
+        budget=1200,
         seeds=5,
     ),
     Claim(

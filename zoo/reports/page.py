@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Table", "content", "render", "show"]
 
 _ROWS = 60  # most rows of a site shown one by one
+_MOST_VALUES = 12  # of a sequence in one cell of a table
 _LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
 # Check -> figures that show it, best first; the checks' own figures are named in `illustrate`.
 _SHOWN = {
@@ -316,12 +317,12 @@ def default_command(posterior: Posterior) -> str:
 
     Returns:
         ``info["command"]`` where the fit came from the command line, else the same in terms of ``zoo fit``; empty for a
-        pair that is not registered.
+        pair that is not registered and for a fit that started from given parameters.
     """
     info = posterior.info
     if info.get("command"):
         return str(info["command"])
-    if posterior.method is None:
+    if posterior.method is None or info.get("init"):  # from given parameters: no command of this kind
         return ""
     parts = [f"zoo fit {posterior.name} --data {posterior.data.name} --engine {posterior.engine}"]
     if posterior.engine == "svi" and len(posterior.losses):
@@ -515,7 +516,12 @@ def _hyper_table(posterior: Posterior) -> Table | None:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else "–" if value is None else str(value)
+    if isinstance(value, tuple | list):
+        shown = list(map(str, value))
+        if len(shown) > _MOST_VALUES:
+            shown = [*shown[: _MOST_VALUES // 2], f"… ({len(shown)} values)"]
+        return ", ".join(shown) or "–"
+    return "–" if value is None else str(value)
 
 
 def _data_rows(data: Any) -> list[tuple[str, str]]:
