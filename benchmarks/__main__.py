@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
                 name,
                 threads=options.threads,
                 repeats=options.repeats,
-                seconds=0.02 if options.quick else 0.3,
+                seconds=0.02 if options.quick else 0.2,
                 draws=100 if options.quick else options.draws,
                 only=[n for n in options.only.split(",") if n],
                 say=lambda text: print(text, flush=True),

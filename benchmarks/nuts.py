@@ -177,6 +177,10 @@ class NutsWorker:
         assert isinstance(found, NutsCase)
         self.case, self.build = found, build
 
+    def ready(self) -> dict[str, Any]:
+        """Answer, once everything is imported."""
+        return {}
+
     def setup(self, draws: int) -> dict[str, Any]:
         """Sample once, from nothing compiled to all draws made."""
         began = time.perf_counter()

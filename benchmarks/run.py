@@ -95,6 +95,8 @@ def _processes(case: str, contenders: Sequence[str], threads: int) -> Iterator[l
             process = _Process(case, name, threads, folder)
             stack.callback(process.end)
             found.append(process)
+        for process in found:  # all have imported what they need before the first one's clock starts
+            process.ask("ready")
         yield found
 
 
@@ -316,7 +318,7 @@ def measure(
     *,
     threads: int = 2,
     repeats: int = 9,
-    seconds: float = 0.3,
+    seconds: float = 0.2,
     draws: int = 1_000,
     only: Sequence[str] = (),
     say: Say = print,

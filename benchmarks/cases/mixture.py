@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.cases import SviCase
 
 ROWS, COMPONENTS = 500, 3
+WEIGHTS = (0.4, 0.2, 0.4)
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -21,20 +22,20 @@ def batch() -> dict[str, np.ndarray]:
 def initial() -> dict[str, np.ndarray]:
     """Return the guide's parameters."""
     return {
-        "concentration": np.full(COMPONENTS, 20.0, np.float32),
-        "loc": np.array([-2.0, 0.1, 2.0], np.float32),
-        "scale": np.full(COMPONENTS, 0.1, np.float32),
+        "mean_loc": np.array([-2.0, 0.1, 2.0], np.float32),
+        "mean_scale": np.full(COMPONENTS, 0.05, np.float32),
+        "width_loc": np.zeros(COMPONENTS, np.float32),
+        "width_scale": np.full(COMPONENTS, 0.05, np.float32),
     }
 
 
 def _guide(start: Any, ppl: Any, dist: Any, constraints: Any) -> Any:
     def guide(batch: Any) -> None:
-        positive = constraints.softplus_positive
-        ppl.sample("weights", dist.Dirichlet(ppl.param("concentration", start["concentration"], constraint=positive)))
-        loc = ppl.param("loc", start["loc"])
-        scale = ppl.param("scale", start["scale"], constraint=positive)
         with ppl.plate("component", COMPONENTS):
-            ppl.sample("mean", dist.Normal(loc, scale))
+            for site, family in (("mean", dist.Normal), ("width", dist.LogNormal)):
+                loc = ppl.param(f"{site}_loc", start[f"{site}_loc"])
+                name = f"{site}_scale"
+                ppl.sample(site, family(loc, ppl.param(name, start[name], constraint=constraints.softplus_positive)))
 
     return guide
 
@@ -48,12 +49,12 @@ def pyro_pair(start: Any) -> Any:
     from pyro.infer import config_enumerate
 
     def model(batch: Any) -> None:
-        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(COMPONENTS)))
         with pyro.plate("component", COMPONENTS):
             mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+            width = pyro.sample("width", dist.LogNormal(0.0, 1.0))
         with pyro.plate("datum", ROWS):
-            z = pyro.sample("z", dist.Categorical(weights))
-            pyro.sample("x", dist.Normal(mean[z], 1.0), obs=batch["x"])
+            z = pyro.sample("z", dist.Categorical(torch.tensor(WEIGHTS)))
+            pyro.sample("x", dist.Normal(mean[z], width[z]), obs=batch["x"])
 
     return config_enumerate(model), _guide(start, pyro, dist, constraints)
 
@@ -66,11 +67,11 @@ def numpyro_pair(start: Any) -> Any:
     from numpyro.distributions import constraints
 
     def model(batch: Any) -> None:
-        weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(COMPONENTS)))
         with numpyro.plate("component", COMPONENTS):
             mean = numpyro.sample("mean", dist.Normal(0.0, 5.0))
+            width = numpyro.sample("width", dist.LogNormal(0.0, 1.0))
         with numpyro.plate("datum", ROWS):
-            mixture = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(mean, 1.0))
+            mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array(WEIGHTS)), dist.Normal(mean, width))
             numpyro.sample("x", mixture, obs=batch["x"])
 
     return model, _guide(start, numpyro, dist, constraints)
@@ -80,13 +81,16 @@ def torch_loss(p: Any, batch: Any) -> Any:
     """Return the negative ELBO of one draw."""
     import torch
 
-    guide = torch.distributions.Dirichlet(p["concentration"], validate_args=False)
-    weights = guide.rsample()
-    noise = torch.randn_like(p["loc"])
-    mean = p["loc"] + p["scale"] * noise
-    kl = guide.log_prob(weights) - math.lgamma(COMPONENTS)
-    kl = kl + (0.5 * (mean / 5.0) ** 2 - 0.5 * noise * noise - p["scale"].log() + math.log(5.0)).sum()
-    joint = weights.log() - 0.5 * (batch["x"][:, None] - mean) ** 2 - 0.5 * math.log(2 * math.pi)
+    kl, values = 0.0, {}
+    for site in ("mean", "width"):
+        loc, scale = p[f"{site}_loc"], p[f"{site}_scale"]
+        noise = torch.randn_like(loc)
+        values[site] = loc + scale * noise
+        kl = kl - (0.5 * noise * noise + scale.log()).sum()
+    mean, log_width = values["mean"], values["width"]
+    kl = kl + (0.5 * (mean / 5.0) ** 2 + math.log(5.0) + 0.5 * log_width * log_width).sum()
+    error = (batch["x"][:, None] - mean) / log_width.exp()
+    joint = torch.tensor(WEIGHTS).log() - 0.5 * error * error - log_width - 0.5 * math.log(2 * math.pi)
     return kl - joint.logsumexp(-1).sum()
 
 
@@ -94,7 +98,7 @@ CASE = SviCase(
     title="Gaussian mixture, 500 rows, 3 components, assignments summed out",
     batch=batch,
     initial=initial,
-    positive=frozenset({"concentration", "scale"}),
+    positive=frozenset({"mean_scale", "width_scale"}),
     pyro=pyro_pair,
     numpyro=numpyro_pair,
     torch=torch_loss,
