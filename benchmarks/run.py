@@ -46,6 +46,7 @@ class _Process:
             "PYTHONPATH": os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p),
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TORCHINDUCTOR_CACHE_DIR": cache,
             "JAX_PLATFORMS": "cpu",
         }
