@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"unknown case {unknown[0]!r}; there are {', '.join(cases.NAMES)}")
     refused, about = 0, _about(arguments)
     for name in names:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         print(name, flush=True)
         try:
             result = run.measure(
@@ -77,7 +78,7 @@ def main(arguments: list[str]) -> int:
             refused += 1
             print(f"refused: {error}", file=sys.stderr, flush=True)
             continue
-        print(tables.write({**result, "about": about}, options.out), flush=True)
+        print(tables.write({**result, "about": {**about, "load": load}}, options.out), flush=True)
     return 1 if refused else 0
 
 

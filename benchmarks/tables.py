@@ -145,7 +145,8 @@ def render(results: Sequence[dict[str, Any]]) -> str:
             "",
             f"`{about['command']}`; {result['repeats']} repeats, {result['threads']} threads; {about['date']}; "
             f"{about['machine']}; {', '.join(f'{k} {v}' for k, v in about['versions'].items())}; commit "
-            f"{about['commit']}.",
+            f"{about['commit']}; load of the machine before the start: "
+            f"{'unknown' if about.get('load') is None else format(about['load'], '.1f')}.",
             "",
         ]
     return "\n".join(parts)
