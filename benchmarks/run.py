@@ -182,9 +182,12 @@ def _svi(name: str, threads: int, repeats: int, seconds: float, say: Say, only: 
         by_name = {p.name: p for p in able}
         steps = {p.name: int(p.ask("steps", seconds=seconds)["steps"]) for p in able}
         times: dict[str, list[float]] = {n: [] for n in by_name}
+        cpu: dict[str, list[float]] = {n: [] for n in by_name}
         for repeat, order in _turns(list(by_name), repeats):
             for one in order:
-                times[one].append(float(by_name[one].ask("time", steps=steps[one])["seconds"]))
+                answer = by_name[one].ask("time", steps=steps[one])
+                times[one].append(float(answer["seconds"]))
+                cpu[one].append(float(answer["cpu"]))
             say(f"  repeat {repeat + 1} of {repeats}")
         memory = {n: float(p.ask("memory")["mib"]) for n, p in by_name.items()}
     rows = {}
@@ -194,6 +197,7 @@ def _svi(name: str, threads: int, repeats: int, seconds: float, say: Say, only: 
             continue
         rows[one] = {
             "seconds": times[one],
+            "cpu": cpu[one],
             "ratios": [t / b for t, b in zip(times[one], times[svi.BASE], strict=True)] if svi.BASE in times else [],
             "setup": about[one]["seconds"],
             "note": about[one]["note"],

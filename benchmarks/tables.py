@@ -19,7 +19,8 @@ _INTRODUCTION = """# Results
 Written by `make bench`; never by hand. Every contender runs in a process of its own, and all of them exist at the
 same time: one runs a block of steps while the others wait at a pipe, in another order at every repeat. Compiler
 caches are empty at the start. *First step* is the time from imported libraries to the end of the first step (for
-`lax.scan`: the first block), compilation included. *Memory* is the peak of the process's resident set, libraries
+`lax.scan`: the first block), compilation included. *CPU* is the processor time of a step, all threads together,
+which other programs on the machine hardly change. *Memory* is the peak of the process's resident set, libraries
 included. Before anything is timed, each contender takes steps at the same initial parameters with fresh noise, and
 its mean loss must agree with that of the first within five standard errors plus a relative 1e-4, else the case is
 refused; the column *loss* shows these means with their standard errors. Ratios are formed within a repeat; given
@@ -74,13 +75,22 @@ def _svi(result: dict[str, Any]) -> list[str]:
             label,
             _spread(row["seconds"], 1e6),
             _spread(row["ratios"]),
+            _spread(row.get("cpu", []), 1e6),
             _number(row["setup"]),
             _number(row["mib"]),
             f"{loss['mean']:,.1f} ± {_number(loss['error'])}",
         ])
         if row["note"]:
             absent.append(f"- {label}: {row['note']}")
-    head = ("contender", "µs a step", "time over that of zoo's step", "first step, s", "memory, MiB", "loss")
+    head = (
+        "contender",
+        "µs a step",
+        "time over that of zoo's step",
+        "CPU µs a step",
+        "first step, s",
+        "memory, MiB",
+        "loss",
+    )
     return [*_table(head, lines), *(["", *absent] if absent else [])]
 
 
