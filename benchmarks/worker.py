@@ -67,7 +67,7 @@ class SviWorker:
             count *= 4
 
     def time(self, steps: int) -> dict[str, Any]:
-        """Return the seconds of one step, on the clock and of the processor, from the initial parameters on, after a few that bring the caches back."""
+        """Return the seconds of a step, by the clock and of the processor, starting at the initial parameters."""
         chunk = self.contender.chunk
         self.contender.first_loss()
         self.contender.run(max(chunk, steps // 10 // chunk * chunk))
