@@ -415,7 +415,8 @@ def test_pruning_in_turns_returns_a_smaller_posterior(prior: str, tmp_path: Path
     assert bc._error(network, data.validation) / 100 <= small.info["limit"] + 1e-9
     assert {f.name for f in bc.figures(small)} == {"weights", "trade-off"}
     small.save(tmp_path / "small")
-    loaded = zoo.load(tmp_path / "small", data=data)
+    loaded = zoo.load(tmp_path / "small")  # with its data: the last fit took the validation rows too
+    assert loaded.data.num_data == len(data.train["y"]) + len(data.validation["y"])
     torch.testing.assert_close(loaded.compress()(data.test["x"]), network(data.test["x"]))
     assert loaded.summary() == small.summary()
 
@@ -495,7 +496,7 @@ def test_the_fast_subset_of_the_claims_measures_every_key(measure: Any) -> None:
     assert asked
     assert {name for a in asked for name in (a.key, a.below, a.above) if name} <= set(values)
     assert all(math.isfinite(v) for v in values.values())
-    assert values["error dense"] < 50  # of ten classes
+    assert values["error dense"] < 75  # of ten classes, after a few steps
 
 
 def test_magnitude_pruning_keeps_its_zeros_while_tuned() -> None:
