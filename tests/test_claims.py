@@ -208,6 +208,8 @@ def test_unwritable_folder_fails_before_any_run(fake: Fake, tmp_path: Path) -> N
         (Acceptance(key="a", below="b"), [(1.0, 1.0), (1.0, 1.2)], False),  # 0.1, with a standard error of 0.1
         (Acceptance(key="a", below="b", errors=1.0), [(1.0, 1.0), (1.0, 1.2)], True),
         (Acceptance(key="a", below="b", errors=1.0), [(1.0, 0.9), (1.0, 0.9)], False),
+        (Acceptance(key="a", below="b", errors=1.0), [(1.0, 1.0)], True),
+        (Acceptance(key="a", below="b"), [(1.0, 1.0)], False),
         (Acceptance(key="a", above="b", errors=1.0), [(1.0, 1.3), (1.0, 0.9)], True),  # -0.1, with 0.2
         (Acceptance(key="a", above="b", errors=0.4), [(1.0, 1.3), (1.0, 0.9)], False),
         (Acceptance(key="a", high=1.0), [(1.0, 0.0), (1.2, 0.0)], False),

@@ -273,7 +273,7 @@ class Acceptance:
                 continue
             gaps = [sign * (run.get(other, float("nan")) - v) for run, v in zip(runs, values, strict=True)]
             gap, error = _mean_and_error(gaps)
-            if not gap > (-self.errors if self.errors else 1.0) * error - self.slack:
+            if gap < -self.errors * error - self.slack if self.errors else gap <= error - self.slack:
                 return False
         return True
 
