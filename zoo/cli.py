@@ -777,6 +777,10 @@ def compress(
         say.note("pruning and fitting what is left, in turns")
         options = {name: value for name, value in (("turns", turns), ("steps", steps)) if value is not None}
         small = posterior.prune(tolerance=tolerance, seed=seed, **options)
+        if "pruned" not in small.info:
+            say.note(
+                "note: no turn stayed within the tolerance; units were taken out once and nothing was fitted further"
+            )
         small.info["command"] = _command(ctx)
         network = small.compress(packed=True)
         whole = posterior.compress(keep="all", rounded=False)

@@ -318,6 +318,26 @@ def random_fit(data: Dataset, hyper: Hyper, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("compile", [True, False])
+def test_a_convolutional_pair_keeps_to_its_sites(prior: str, compile: bool) -> None:
+    data, hyper = make_images(), dataclasses.replace(LENET, prior=prior)
+    model, guide, _ = build(data, hyper)
+    guide_trace = poutine.trace(guide).get_trace(data.train)
+    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data.train)
+    for found in (trace, guide_trace):
+        plates = {
+            n: tuple(f.name for f in found.nodes[n]["cond_indep_stack"]) for n in found.nodes if n in bc.sites(hyper)
+        }
+        assert plates == bc.sites(hyper)
+    posterior = zoo.fit(METHOD, data, hyper=hyper, steps=3, batch_size=16, compile=compile)
+    assert posterior.info["compiled"] is compile
+    eager = zoo.fit(METHOD, data, hyper=hyper, steps=3, batch_size=16, compile=False)
+    torch.testing.assert_close(posterior.losses, eager.losses, rtol=1e-4, atol=0)
+    dims = posterior.to_arviz(num_draws=20).posterior
+    assert dims["b_0"].dims[2:] == ("channel_0",)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
 def test_moments_of_filters_are_those_of_draws(prior: str) -> None:
     posterior = random_fit(make_images(), dataclasses.replace(LENET, prior=prior, global_scale=0.5))
     for name in posterior._values:  # narrow scales: log-normal variables have heavy tails
@@ -430,6 +450,23 @@ def test_packed_weights_are_small_integers_and_predict_the_same() -> None:
         assert kinds
         assert not any(kind.is_floating_point for kind in kinds)
         assert not list(packed.parameters())
+
+
+def test_pruning_stops_at_the_limit_that_is_given() -> None:
+    data = make_data(num=400)
+    hyper = Hyper(hidden=(12, 8), temperature=0.1)
+    posterior = zoo.fit(METHOD, data, hyper=hyper, steps=300, learning_rate=0.03, batch_size=0, compile=False)
+    options = {"turns": 2, "steps": 20, "final": False}
+    assert posterior.prune(limit=-1.0, **options) is posterior  # nothing is within: compress() cuts it once
+    assert compression(posterior).pruning > 1
+    everything = posterior.prune(limit=1.0, **options)
+    assert compression(everything).pruning == pytest.approx(everything.info["pruned"][-1]["pruning"])
+    assert everything.data is data
+    with pytest.raises(DataError, match="turns is 0 and fraction"):
+        posterior.prune(turns=0)
+    joined = posterior.prune(turns=1, steps=2, limit=1.0)
+    with pytest.raises(DataError, match="no validation split"):
+        joined.prune()
 
 
 def test_a_bare_pair_has_nothing_to_compress() -> None:

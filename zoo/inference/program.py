@@ -51,6 +51,11 @@ __all__ = [
 LARGE = 1_000  # nodes from which a graph is first compiled in a child process, where a crash harms nothing
 _CHILD_SECONDS = 600
 
+# What makes a compiled program draw the eager run's random numbers: torch's own generators, in the order of the graph
+# (scheduling for memory would move draws past each other), each filling memory in the order of its indices (a
+# convolution whose layout is changed hands it on to randn_like). On the CPU the changed layout is slower, too.
+_SAME_DRAWS = {"fallback_random": True, "reorder_for_peak_memory": False, "layout_optimization": False}
+
 # Pyro's handler stack, parameter store and validation switches are process-wide: whoever touches them holds this lock.
 LOCK = threading.RLock()
 
@@ -491,7 +496,7 @@ def compile_function(
     surplus = _keep_draws(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    settings = {"fallback_random": True, **(options or {})}
+    settings = {**_SAME_DRAWS, **(options or {})}
     if len(graph.graph.nodes) > LARGE:
         reason = _try_in_child(graph, example, settings)
         if reason:
