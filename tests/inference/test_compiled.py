@@ -147,7 +147,7 @@ def test_every_optimiser_moves_the_parameters_as_under_pyro(case: str) -> None:
                 optim.step()
         found.append(({k: v.detach().clone() for k, v in pyro.get_param_store().items()}, optim.get_state()))
         if compiled:
-            assert (next(iter(step._programs.values())).rules is not None) is fused
+            assert (next(iter(step._programs.values())).slots is not None) is fused
     (expected, before), (values, after) = found
     for name, value in values.items():
         assert torch.allclose(value, expected[name], rtol=1e-5, atol=1e-7), name

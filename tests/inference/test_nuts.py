@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.errors import EngineError, NonFiniteError, PairError, UnknownNameError
 from zoo.inference import _nuts_worker as worker
-from zoo.inference import nuts
+from zoo.inference import library, nuts
 from zoo.inference.potential import Potential, fold_constants
 from zoo.inference.program import no_compiler
 
@@ -329,7 +329,6 @@ def test_without_a_compiler(monkeypatch):
 
 
 def test_wrong_library_is_refused(monkeypatch):
-    monkeypatch.setattr(worker, "build_library", lambda *a: None)
     monkeypatch.setattr(worker.Compiled, "evaluate", lambda self, flat: (0.0, np.zeros(self.size)))
     samples = nuts.sample(simple, {}, chains=1, warmup=20, draws=20)
     assert "differs from the eager one" in samples.info["reason"]
@@ -337,36 +336,23 @@ def test_wrong_library_is_refused(monkeypatch):
 
 
 @needs_compiler
-def test_large_graph_is_compiled_in_a_child_first(monkeypatch):
-    scale = 1.0 + time.time_ns() % 10**9 / 1e9  # a graph that no run before has compiled
+@pytest.mark.parametrize("crash", [False, True])
+def test_large_graph_is_compiled_in_a_child(monkeypatch, tmp_path, crash):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where no run before has compiled it
+    monkeypatch.setattr(library, "LARGE", 0)
+    real, asked = library.subprocess.run, []
 
-    def model(batch):
-        pyro.sample("theta", dist.Normal(torch.zeros(2), scale).to_event(1))
+    def run(command, **options):
+        if "zoo.inference._compile_worker" in command:
+            asked.append(command)
+            command = [sys.executable, "-c", "import os; os.abort()"] if crash else command
+        return real(command, **options)
 
-    monkeypatch.setattr(nuts, "LARGE", 0)
-    build, left_to_parent = worker.build_library, []
-
-    def after_child(*args):
-        left_to_parent.append(not worker.library_path(*args).exists())
-        return build(*args)
-
-    monkeypatch.setattr(worker, "build_library", after_child)
-    samples = nuts.sample(model, {}, chains=1, warmup=20, draws=20)
-    assert left_to_parent == [False]
-    assert samples.info["reason"] == ""
-    assert samples.info["engine"] == "library"
-    potential = Potential(model, {})
-    worker.library_path(potential.graph, potential.size, potential.dtype, potential.constants).unlink()
-
-
-@needs_compiler
-def test_crash_of_the_compiler_is_survived(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(nuts, "LARGE", 0)
-    monkeypatch.setattr(nuts, "_hand_over", lambda *a: [sys.executable, "-c", "import os; os.abort()"])
+    monkeypatch.setattr(library.subprocess, "run", run)
     samples = nuts.sample(simple, {}, chains=1, warmup=20, draws=20)
-    assert "the compiler ended with status -6" in samples.info["reason"]
-    assert samples.info["engine"] == "python"
+    assert len(asked) == 1
+    assert ("the compiler ended with status -6" in samples.info["reason"]) is crash
+    assert samples.info["engine"] == ("python" if crash else "library")
 
 
 def test_progress():
@@ -501,10 +487,14 @@ def test_killed_worker_is_reported(monkeypatch):
 def test_workers_die_with_their_parent(tmp_path):
     potential = Potential(simple, {})
     options = worker.Options(warmup=10_000_000, draws=1, seed=0, target_accept=0.8, max_treedepth=10, low_rank=False)
-    command = nuts._hand_over(potential, tmp_path, {"task": "sample", "options": worker.asdict(options)})
+    command = nuts._hand_over(potential, tmp_path, {"options": worker.asdict(options)})
     np.save(tmp_path / "initial-0.npy", potential.initial(0, 0))
     child = subprocess.Popen(
-        command, env=nuts.child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command,
+        env=library.child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert child.stdin is not None
     assert child.stdout is not None
@@ -632,8 +622,8 @@ def test_library_equals_graph(dtype):
     batch = {"x": torch.linspace(0, 1, 6), "y": torch.arange(6.0)}
     potential = Potential(model, batch, dtype=dtype)
     assert potential.reason == ""
-    args = (potential.graph, potential.size, potential.dtype, potential.constants)
-    path = worker.build_library(*args)
+    example = (torch.zeros(potential.size, dtype=dtype), *potential.constants)
+    path = library.build(potential.graph, example)
     compiled = worker.Compiled(library=path, size=potential.size, dtype=dtype, constants=potential.constants)
     precision = 1e-10 if dtype == torch.float64 else 2e-4
     for chain in range(3):
@@ -642,5 +632,4 @@ def test_library_equals_graph(dtype):
         right, slope = potential.value_and_gradient(torch.from_numpy(point))
         assert value == pytest.approx(float(right), rel=precision)
         np.testing.assert_allclose(gradient, slope.double().numpy(), rtol=precision, atol=precision * 10)
-    assert worker.build_library(*args) == path
-    assert worker.library_path(*args) == path
+    assert library.build(potential.graph, example) == path

@@ -19,7 +19,7 @@ from torch import nn
 import zoo
 from tests.inference import networks
 from zoo.errors import NonFiniteError, PairError
-from zoo.inference import program
+from zoo.inference import library, program
 from zoo.inference.state import Order
 from zoo.inference.svi import Trainer, schedule_table
 from zoo.types import Elbo, Pair, Recipe
@@ -350,16 +350,17 @@ def test_module_weights_are_read_from_the_store_and_buffers_are_state() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- large graphs
-def test_a_large_graph_is_compiled_in_a_child_first(monkeypatch) -> None:
-    monkeypatch.setattr(program, "LARGE", 5)
+def test_a_large_graph_is_compiled_in_a_child(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where no run before has compiled it
+    monkeypatch.setattr(library, "LARGE", 5)
     asked = []
-    real = program.subprocess.run
+    real = library.subprocess.run
 
     def watched(command, **options):
         asked.append(command)
         return real(command, **options)
 
-    monkeypatch.setattr(program.subprocess, "run", watched)
+    monkeypatch.setattr(library.subprocess, "run", watched)
     pair, batch = conjugate()
     fitted = zoo.fit(pair, batch, steps=3)
     assert fitted.info["compiled"]
@@ -377,11 +378,12 @@ def test_a_large_graph_is_compiled_in_a_child_first(monkeypatch) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:pair runs eagerly")
-def test_a_compiler_that_aborts_or_hangs_leaves_the_fit_eager(monkeypatch, code, seconds, reason) -> None:
-    monkeypatch.setattr(program, "LARGE", 5)
-    monkeypatch.setattr(program, "_CHILD_SECONDS", seconds)
-    real = program.subprocess.run
-    monkeypatch.setattr(program.subprocess, "run", lambda command, **o: real([command[0], "-c", code], **o))
+def test_a_compiler_that_aborts_or_hangs_leaves_the_fit_eager(monkeypatch, tmp_path, code, seconds, reason) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(library, "LARGE", 5)
+    monkeypatch.setattr(library, "_CHILD_SECONDS", seconds)
+    real = library.subprocess.run
+    monkeypatch.setattr(library.subprocess, "run", lambda command, **o: real([command[0], "-c", code], **o))
     pair, batch = conjugate()
     fitted = zoo.fit(pair, batch, steps=3)
     assert not fitted.info["compiled"]

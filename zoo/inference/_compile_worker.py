@@ -1,33 +1,42 @@
 """Compile a traced graph in a process of its own, where a compiler that aborts or hangs harms nobody.
 
-Run as ``python -m zoo.inference._compile_worker FOLDER``. What is compiled lands in the compiler's cache on disk, so
-that the process that asked compiles the same graph in a moment.
+Run as ``python -m zoo.inference._compile_worker``, with the job as JSON on standard input. The library lands where the
+process that asked looks for it.
 """
 
 from __future__ import annotations
 
-import importlib
+import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from zoo.inference.library import compile_to
 
 __all__: list[str] = []
 
 
-def main(folder: Path) -> None:
-    """Compile the graph in a folder and run it once.
+def main(job: dict[str, Any]) -> None:
+    """Compile a graph.
 
     Args:
-        folder: Holds ``graph.pt``, which the calling process has just written.
+        job: The graph's code, its inputs, options and threads, and where the library goes.
     """
-    importlib.import_module("torch._inductor.compile_fx")  # the graph names modules that torch loads on demand
-    stored: dict[str, Any] = torch.load(folder / "graph.pt", weights_only=False)
-    torch.set_num_threads(stored["threads"])
-    compiled: Any = torch.compile(stored["graph"], fullgraph=True, dynamic=False, options=stored["options"])
-    compiled(*stored["example"])
+    torch.set_num_threads(job["threads"])
+    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
+    exec(job["code"], names)
+    example = [
+        torch.empty_strided(shape, stride, dtype=getattr(torch, dtype)).zero_() for shape, stride, dtype in job["inputs"]
+    ]
+    graph = make_fx(lambda *inputs: names["forward"](None, *inputs), tracing_mode="fake")(*example)
+    for node in graph.graph.nodes:
+        node.meta = {}
+    compile_to(graph, example, job["options"], Path(job["path"]))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(json.load(sys.stdin))

@@ -9,19 +9,13 @@ core, which reads the numbers of chains from its standard input and answers in J
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib
 import json
-import logging
 import math
 import os
-import platform
 import queue
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -32,7 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+
+from zoo.inference.library import Library
 
 __all__ = [
     "Chain",
@@ -40,11 +36,9 @@ __all__ = [
     "Options",
     "Python",
     "Running",
-    "build_library",
     "chain_seed",
     "finished",
     "import_nutpie",
-    "library_path",
     "result",
     "start",
 ]
@@ -115,247 +109,13 @@ def chain_seed(seed: int, chain: int) -> int:
     return int(np.random.SeedSequence([seed, chain]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-# ------------------------------------------------------------------------------------------------- a library
-# Called by nutpie from a thread of its own: x -> log density and gradient. Return codes are nutpie's: 0 fine, above 0 a
-# point outside the support (counted as a divergence), below 0 a failure that ends the chain.
-_BRIDGE = r"""
-#include <ATen/ops/from_blob.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <exception>
-#include <string>
-#include <vector>
-
-extern "C" void omp_set_num_threads(int) __attribute__((weak));
-
-struct Potential {
-  Potential(const char* path, bool single) : runner(std::string(path), 1), single(single) {}
-  torch::inductor::AOTIModelContainerRunnerCpu runner;
-  bool single;
-  std::vector<float> narrow;
-  std::vector<at::Tensor> inputs;
-};
-
-extern "C" void potential_delete(Potential* p) { delete p; }
-
-extern "C" Potential* potential_new(const char* path, int64_t size, int32_t single, int64_t count, void** data,
-                                    const int64_t* dims, const int64_t* sizes, const int64_t* strides,
-                                    const int32_t* dtypes) {
-  try {
-    Potential* p = new Potential(path, single != 0);
-    if (p->single) p->narrow.resize(size);
-    p->inputs.resize(1 + count);
-    for (int64_t i = 0; i < count; i++) {
-      p->inputs[i + 1] = at::from_blob(data[i], at::IntArrayRef(sizes, dims[i]), at::IntArrayRef(strides, dims[i]),
-                                       at::TensorOptions().dtype((at::ScalarType)dtypes[i]));
-      sizes += dims[i];
-      strides += dims[i];
-    }
-    return p;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return nullptr;
-  }
-}
-
-extern "C" int64_t potential_evaluate(uint64_t size, double* x, double* gradient, double* value, void* user) {
-  static thread_local bool first = true;
-  if (first && omp_set_num_threads) omp_set_num_threads(1);
-  first = false;
-  Potential* p = (Potential*)user;
-  int64_t length = (int64_t)size;
-  try {
-    c10::InferenceMode guard;
-    for (int64_t i = 0; p->single && i < length; i++) p->narrow[i] = (float)x[i];
-    p->inputs[0] = p->single ? at::from_blob(p->narrow.data(), {length}, at::kFloat)
-                             : at::from_blob(x, {length}, at::kDouble);
-    std::vector<at::Tensor> out = p->runner.run(p->inputs);
-    at::Tensor slope = out[1].contiguous();
-    if (p->single) {
-      *value = *out[0].const_data_ptr<float>();
-      for (int64_t i = 0; i < length; i++) gradient[i] = slope.const_data_ptr<float>()[i];
-    } else {
-      *value = *out[0].const_data_ptr<double>();
-      std::memcpy(gradient, slope.const_data_ptr<double>(), size * sizeof(double));
-    }
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return -1;
-  }
-  for (int64_t i = 0; i < length; i++)
-    if (!std::isfinite(gradient[i])) return 3;
-  return std::isfinite(*value) ? 0 : 4;
-}
-
-extern "C" int64_t potential_expand(uint64_t size, uint64_t expanded, double* x, double* out, void*) {
-  if (size != expanded) return -1;
-  std::memcpy(out, x, size * sizeof(double));
-  return 0;
-}
-"""
-
-# c10::ScalarType
-_SCALAR_TYPES = {
-    torch.uint8: 0,
-    torch.int8: 1,
-    torch.int16: 2,
-    torch.int32: 3,
-    torch.int64: 4,
-    torch.float16: 5,
-    torch.float32: 6,
-    torch.float64: 7,
-    torch.bool: 11,
-    torch.bfloat16: 15,
-}
-
-
-def _cache() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = Path(cache_dir()) / "pyro_zoo"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _key(*parts: Any) -> str:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    world = (torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), get_cpp_compiler())
-    return hashlib.sha256(repr((world, parts)).encode()).hexdigest()[:40]
-
-
-def _compiler_output(error: subprocess.CalledProcessError) -> str:
-    text = error.stderr if isinstance(error.stderr, str) else ""
-    return (text.strip().splitlines() or [f"exit status {error.returncode}"])[0][:300]
-
-
-def _bridge() -> Path:
-    """Build, or find in inductor's cache folder, the C functions that nutpie calls.
-
-    Returns:
-        The library.
-
-    Raises:
-        RuntimeError: If the C++ compiler fails.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    path = _cache() / f"bridge-{_key(_BRIDGE)}.so"
-    if path.exists():
-        return path
-    root = Path(torch.__file__).parent
-    headers = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source, built = Path(folder) / "bridge.cpp", Path(folder) / "bridge.so"
-        source.write_text(_BRIDGE, encoding="utf-8")
-        command = [get_cpp_compiler(), "-std=c++20", "-O2", "-shared", "-fPIC", str(source), "-o", str(built)]
-        command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}", *(f"-I{h}" for h in headers)]
-        command += [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"the C++ compiler failed: {_compiler_output(error)}") from error
-        os.replace(built, path)
-    return path
-
-
-def library_path(graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> Path:
-    """Return where the library of this graph lies or will lie.
-
-    Args:
-        graph: The potential.
-        size: Length of its first input.
-        dtype: Type of its first input.
-        constants: Its other inputs; only their shapes and types enter the library.
-
-    Returns:
-        A path in inductor's cache folder.
-    """
-    shapes = [(tuple(c.shape), c.stride(), str(c.dtype)) for c in constants]
-    return _cache() / f"potential-{_key(graph.code, size, str(dtype), shapes)}.so"
-
-
-def build_library(
-    graph: fx.GraphModule, size: int, dtype: torch.dtype, constants: Sequence[Tensor], path: Path | None = None
-) -> Path:
-    """Compile a potential ahead of time, once; the next time it is found in inductor's cache folder.
-
-    Args:
-        graph: The potential.
-        size: Length of its first input.
-        dtype: Type of its first input.
-        constants: Its other inputs.
-        path: Where to; the graph's own place if ``None`` (its text changes on the way to another process).
-
-    Returns:
-        The library.
-    """
-    path = path or library_path(graph, size, dtype, constants)
-    if not path.exists():
-        example = (torch.zeros(size, dtype=dtype), *constants)
-        options = {"cpp.threads": 1, "aot_inductor.compile_wrapper_opt_level": "O0"}
-        log = logging.getLogger("torch._inductor.ir")
-        level = log.level
-        log.setLevel(logging.ERROR)  # it names every operation that goes through torch's dispatcher
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                built = Path(str(torch._inductor.aot_compile(graph, example, options=options)))
-        finally:
-            log.setLevel(level)
-        for suffix in (".json", ".so"):  # the first says which operations go through torch's dispatcher, if any
-            if built.with_suffix(suffix).exists():
-                fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-                shutil.copyfile(built.with_suffix(suffix), fresh)
-                os.replace(fresh, path.with_suffix(suffix))
-    return path
-
-
 # ------------------------------------------------------------------------------------------- models of nutpie
-class _Handle:
-    """A potential opened in a library; it keeps its constants alive as long as nutpie may call it."""
-
-    def __init__(self, library: Path, size: int, dtype: torch.dtype, constants: Sequence[Tensor]) -> None:
-        self.functions = ctypes.CDLL(str(_bridge()))
-        self.functions.potential_new.restype = ctypes.c_void_p
-        self.constants = list(constants)
-        count = len(self.constants)
-        sizes = [s for c in self.constants for s in c.shape]
-        strides = [s for c in self.constants for s in c.stride()]
-        self.pointer = self.functions.potential_new(
-            str(library).encode(),
-            ctypes.c_int64(size),
-            ctypes.c_int32(dtype == torch.float32),
-            ctypes.c_int64(count),
-            (ctypes.c_void_p * max(1, count))(*[c.data_ptr() for c in self.constants]),
-            (ctypes.c_int64 * max(1, count))(*[c.dim() for c in self.constants]),
-            (ctypes.c_int64 * max(1, len(sizes)))(*sizes),
-            (ctypes.c_int64 * max(1, len(sizes)))(*strides),
-            (ctypes.c_int32 * max(1, count))(*[_SCALAR_TYPES[c.dtype] for c in self.constants]),
-        )
-        if not self.pointer:
-            raise RuntimeError("the compiled log density could not be loaded")
-
-    def address(self, name: str) -> int:
-        return ctypes.cast(getattr(self.functions, name), ctypes.c_void_p).value or 0
-
-    def __del__(self) -> None:
-        if getattr(self, "pointer", None):
-            self.functions.potential_delete(ctypes.c_void_p(self.pointer))
-            self.pointer = None
-
-
 @dataclass(kw_only=True)
 class Compiled:
     """A potential in a library, which threads call at the same time.
 
     Args:
-        library: As of :func:`build_library`.
+        library: As of :func:`zoo.inference.library.build`.
         size: Length of the flat vector.
         dtype: Type in which the library computes.
         constants: Inputs of the library.
@@ -365,6 +125,9 @@ class Compiled:
     size: int
     dtype: torch.dtype
     constants: Sequence[Tensor]
+
+    def _open(self) -> Library:
+        return Library(self.library, [torch.zeros(self.size, dtype=self.dtype)], self.constants)
 
     def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
         """Start nutpie on a fresh copy of the potential.
@@ -380,7 +143,7 @@ class Compiled:
         """
         from nutpie import _lib
 
-        handle = _Handle(self.library, self.size, self.dtype, self.constants)
+        handle = self._open()
         axes = {"coordinate": self.size}
         model = _lib.PyMcModel(
             _lib.LogpFunc(handle.address("potential_evaluate"), handle.pointer, handle),
@@ -406,11 +169,9 @@ class Compiled:
         Raises:
             RuntimeError: If the library fails.
         """
-        handle = _Handle(self.library, self.size, self.dtype, self.constants)
+        handle = self._open()
         point, gradient, value = np.array(flat, dtype=np.float64), np.zeros(self.size), ctypes.c_double()
-        function = handle.functions.potential_evaluate
-        function.restype = ctypes.c_int64
-        code = function(
+        code = handle.functions.potential_evaluate(
             ctypes.c_uint64(self.size),
             ctypes.c_void_p(point.ctypes.data),
             ctypes.c_void_p(gradient.ctypes.data),
@@ -639,9 +400,6 @@ def main(folder: Path) -> int:
     # Written a moment ago by the parent, into a folder that only this user can write to.
     stored = torch.load(folder / "graph.pt", weights_only=False)
     graph, constants, dtype = stored["graph"], stored["constants"], stored["dtype"]
-    if job["task"] == "build":
-        build_library(graph, job["size"], dtype, constants, Path(job["library"]))
-        return 0
     potential = Python(function=lambda flat: graph(flat, *constants), size=job["size"], dtype=dtype)
     options = Options(**job["options"])
     chains: queue.Queue[int | None] = queue.Queue()

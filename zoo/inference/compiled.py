@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import PairError
 from zoo.inference.objectives import to_pyro
-from zoo.inference.optimisers import Rule, Slots, advance, rules, update
+from zoo.inference.optimisers import Rule, Slots, bind, update
 from zoo.inference.program import (
     LOCK,
     Layout,
@@ -31,12 +31,11 @@ from zoo.types import Elbo
 __all__ = ["CompiledSVI", "compile_svi"]
 
 
-class _Traced(NamedTuple):
-    """A program, what it reads and writes, and the rules of the optimiser within it."""
+class _Traced:
+    """A program, what it reads and writes, and the state of the optimiser within it."""
 
-    layout: Layout
-    program: Program
-    rules: tuple[Rule, ...] | None
+    def __init__(self, layout: Layout, program: Program, rules: tuple[Rule, ...] | None, slots: Slots | None) -> None:
+        self.layout, self.program, self.rules, self.slots = layout, program, rules, slots
 
 
 class CompiledSVI:
@@ -68,39 +67,79 @@ class CompiledSVI:
         Returns:
             The loss before the step, a scalar tensor.
         """
+        return self._run(1, args, kwargs)[0]
+
+    def run(self, steps: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Take several steps on the same arguments, without Python between them where the optimiser allows.
+
+        Args:
+            steps: How many.
+            *args: Arguments of model and guide.
+            **kwargs: Likewise.
+
+        Returns:
+            The loss before every step, ``(steps,)``.
+
+        Raises:
+            PairError: If ``steps`` is less than 1.
+        """
+        if steps < 1:
+            raise PairError(f"steps is {steps}; allowed: 1 or more")
+        found = [self._run(1, args, kwargs)]  # registers the optimiser's state
+        if steps > 1 and next(reversed(self._programs.values())).slots is not None:
+            found.append(self._run(steps - 1, args, kwargs))
+        else:
+            found += [self._run(1, args, kwargs) for _ in range(steps - 1)]
+        return torch.cat(found)
+
+    def _run(self, steps: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [v for v in leaves if isinstance(v, Tensor)]
-        key = (str(spec), torch.get_default_dtype(), *(_describe(v) for v in leaves))
+        key = (spec, torch.get_default_dtype(), *(_describe(v) for v in leaves))
         with LOCK:
             store = pyro.get_param_store()
-            found = self._programs.get(key)
-            if found is not None and all(n in store._params for n in found.layout.names):
-                params = [store._params[n] for n in found.layout.names]
-                if rules(self.optim, params) != found.rules:
+            found = self._programs.pop(key, None)
+            params = []
+            if found is not None:
+                params = [store._params.get(n) for n in found.layout.names]
+                if any(p is None for p in params):
                     found = None
-            else:
-                found = None
+                elif found.slots is None or not found.slots.current(self.optim, params):
+                    slots = bind(self.optim, params)
+                    if (None if slots is None else slots.rules) == found.rules:
+                        found.slots = slots
+                    else:
+                        found = None
             if found is None:
-                found = self._programs[key] = self._trace(leaves, spec, tensors)
+                found = self._trace(leaves, spec, tensors)
                 params = [store._params[n] for n in found.layout.names]
-            layout, count = found.layout, len(params)
-            buffers = [module._buffers[k] for module, k in layout.buffers.values()]
-            slots = None if found.rules is None else advance(self.optim, params)
-            state = [] if slots is None else [*slots.first, *slots.second]
-            rates = [] if slots is None else [slots.rates]
-            with pyro_world():
-                loss, *rest = found.program.call(*[p.detach() for p in params], *buffers, *state, *rates, *tensors)
-            for buffer, new in zip(buffers, rest[count : count + len(buffers)], strict=True):
-                buffer.copy_(new)  # type: ignore[union-attr]
-            if slots is None:
-                for parameter, gradient in zip(params, rest, strict=False):
-                    parameter.grad = gradient
-                self.optim(set(params))
-                pyro.infer.util.zero_grads(set(params))
-            else:
-                with torch.no_grad():
-                    torch._foreach_copy_([*params, *state], [*rest[:count], *rest[count + len(buffers) :]])
-        return loss  # type: ignore[no-any-return]
+            self._programs[key] = found  # the latest comes last
+            return self._take(found, steps, params, tensors)
+
+    def _take(self, found: _Traced, steps: int, params: list[Tensor], tensors: list[Tensor]) -> Tensor:
+        count, slots = len(params), found.slots
+        buffers: list[Any] = [module._buffers[k] for module, k in found.layout.buffers.values()]
+        values = [p.detach() for p in params]
+        if slots is None:
+            state: list[Tensor] = []
+            written = [torch.empty_like(v, memory_format=torch.contiguous_format) for v in values]
+        else:
+            state = [*slots.first, *slots.second, slots.rates]
+            written = values
+        inputs = [*values, *buffers, *state, *tensors]
+        with pyro_world():
+            losses = found.program.run(
+                inputs, back=[-1, *range(count + len(buffers) + len(state))], out=[None, *written, *buffers, *state],
+                steps=steps,
+            )  # fmt: skip
+        if slots is None:
+            for parameter, gradient in zip(params, written, strict=True):
+                parameter.grad = gradient
+            self.optim(set(params))
+            pyro.infer.util.zero_grads(set(params))
+        else:
+            slots.advance(steps)
+        return losses
 
     @property
     def reason(self) -> str:
@@ -120,20 +159,21 @@ class CompiledSVI:
         if not names:
             raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
         buffers = written_buffers(modules, before)
+        params = [store._params[n] for n in names]
         layout = Layout(
             names=names,
             values={},
             constraints={n: _stateless(store._constraints[n]) for n in names},
-            aliases={n: store._params[n] for n in names},
+            aliases=dict(zip(names, params, strict=True)),
             modules=tuple(_modules((self.model, self.guide))),
             buffers=buffers,
         )
-
-        own_rules = rules(self.optim, [store._params[n] for n in names])
+        slots = bind(self.optim, params)
+        rules = None if slots is None else slots.rules
 
         def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
             count, middle = len(names), len(names) + len(buffers)
-            end = middle + (0 if own_rules is None else 2 * count + 1)
+            end = middle + (0 if rules is None else 2 * count + 1)
             own = [v.detach().requires_grad_(True) for v in inputs[:count]]
             kept = [b.clone() for b in inputs[count:middle]]
             rest = iter(inputs[end:])
@@ -144,22 +184,18 @@ class CompiledSVI:
                 held = [pyro.get_param_store()._params[n] for n in names]
             loss = torch.as_tensor(loss, dtype=own[0].dtype).detach()
             grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in held]
-            if own_rules is None:
+            if rules is None:
                 return (loss, *grads, *kept)
-            slots = Slots(
-                list(inputs[middle : middle + count]), list(inputs[middle + count : end - 1]), inputs[end - 1]
-            )
-            params, first, second = update(own_rules, inputs[:count], grads, slots)
-            return (loss, *params, *kept, *first, *second)
+            first, second = inputs[middle : middle + count], inputs[middle + count : end - 1]
+            new, firsts, seconds, rates = update(rules, inputs[:count], grads, first, second, inputs[end - 1])
+            return (loss, *new, *kept, *firsts, *seconds, rates)
 
-        example = [store._params[n].detach() for n in names]
-        example += [module._buffers[key] for module, key in buffers.values()]
-        if own_rules is not None:
-            example += [torch.zeros_like(v) for _ in range(2) for v in example[: len(names)]]
-            example.append(torch.ones(2, len(names), dtype=torch.float64))
+        example = [p.detach() for p in params] + [module._buffers[key] for module, key in buffers.values()]
+        if slots is not None:
+            example += [*slots.first, *slots.second, slots.rates]
         with pyro_world():
             program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
-        return _Traced(layout, program, own_rules)
+        return _Traced(layout, program, rules, slots)
 
 
 def compile_svi(

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from zoo.errors import PairError
 from zoo.inference import nuts
-from zoo.inference.program import child_environment, pyro_world, seeded, stream
+from zoo.inference.library import child_environment
+from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.runner import _check_task, _engine, fit
 from zoo.inference.svi import Trainer
 from zoo.registry import get

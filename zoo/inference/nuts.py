@@ -38,8 +38,9 @@ from torch import Tensor
 from zoo.errors import EngineError, UnknownNameError, suggest
 from zoo.inference import _nuts_worker as worker
 from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
+from zoo.inference.library import build, child_environment
 from zoo.inference.potential import Potential
-from zoo.inference.program import LARGE, child_environment, no_compiler, pyro_world, seeded, stream
+from zoo.inference.program import no_compiler, pyro_world, seeded, stream
 from zoo.types import Batch
 
 __all__ = ["Chain", "Progress", "Samples", "rich_progress", "sample"]
@@ -298,12 +299,9 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
     reason = no_compiler()
     if reason:
         return None, reason
-    args = (potential.graph, potential.size, potential.dtype, potential.constants)
+    example = (torch.zeros(potential.size, dtype=potential.dtype), *potential.constants)
     try:
-        path = worker.library_path(*args)
-        if potential.nodes > LARGE and not path.exists():
-            _build_in_child(potential, path)
-        worker.build_library(*args)
+        path = build(potential.graph, example, {"cpp.threads": 1})
         result = Compiled(library=path, size=potential.size, dtype=potential.dtype, constants=potential.constants)
         value, gradient = result.evaluate(point)
     except Exception as error:
@@ -335,16 +333,6 @@ def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[
     torch.save(stored, folder / "graph.pt")
     (folder / "options.json").write_text(json.dumps({"size": potential.size, **job}), encoding="utf-8")
     return [sys.executable, "-m", "zoo.inference._nuts_worker", str(folder)]
-
-
-def _build_in_child(potential: Potential, path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
-        command = _hand_over(potential, Path(name), {"task": "build", "library": str(path)})
-        child = subprocess.run(
-            command, env=child_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-    if child.returncode:
-        raise EngineError(f"the compiler ended with status {child.returncode}: {_tail(child.stderr)}")
 
 
 def _first(error: BaseException) -> str:
@@ -436,7 +424,7 @@ def _in_processes(
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
         folder = Path(name)
-        job = {"task": "sample", "options": asdict(options)}
+        job = {"options": asdict(options)}
         command = _hand_over(potential, folder, job)
         for k, point in enumerate(initial):
             np.save(folder / f"initial-{k}.npy", point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -12,9 +13,11 @@ from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.optim import _load_state_dict
 from torch import Tensor
 
-__all__ = ["Rule", "Slots", "advance", "rules", "update"]
+__all__ = ["Rule", "Slots", "bind", "update"]
 
 _EXACT = (torch.optim.Adam, torch.optim.AdamW, ClippedAdam)
+_REFUSED = ("amsgrad", "maximize", "capturable", "differentiable")
+_READ = (*_REFUSED, "betas", "eps", "weight_decay", "decoupled_weight_decay", "clip_norm", "centered_variance", "lrd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Rule:
         decoupled: Whether weight decay bypasses the moments (AdamW).
         clip: Largest absolute entry of a gradient; ``None`` leaves it as it is.
         centred: Whether the second moment is of the gradient minus the first (an option of ClippedAdam).
+        decay: Factor of the learning rate at every step (of ClippedAdam).
     """
 
     betas: tuple[float, float]
@@ -36,36 +40,112 @@ class Rule:
     decoupled: bool
     clip: float | None
     centred: bool
+    decay: float
 
 
-@dataclass(slots=True)
 class Slots:
-    """The state of the optimiser, in the tensors in which Pyro keeps it.
+    """The state of an optimiser for some parameters, in the tensors in which Pyro keeps it.
 
     Args:
-        first: First moments, one per parameter.
+        optim: One of Pyro's optimisers.
+        params: The parameters.
+        owns: torch's optimisers, one per parameter.
+
+    Attributes:
+        rules: One per parameter.
+        first: First moments.
         second: Second moments.
-        rates: Learning rates and numbers of steps, this one included, ``(2, parameters)``, float64.
+        rates: Learning rates and numbers of steps before the next one, ``(2, parameters)``, float64.
     """
 
-    first: list[Tensor]
-    second: list[Tensor]
-    rates: Tensor
+    def __init__(self, optim: PyroOptim, params: Sequence[Tensor], owns: Sequence[Any]) -> None:
+        self.params, self.owns = list(params), list(owns)
+        self.groups = [own.param_groups[0] for own in owns]
+        self.rules = tuple(_rule(own) for own in owns)
+        for own, p in zip(owns, params, strict=True):
+            if not own.state[p]:
+                step = 0 if isinstance(own, ClippedAdam) else torch.tensor(0.0)
+                own.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.states = [own.state[p] for own, p in zip(owns, params, strict=True)]
+        self.first = [state["exp_avg"] for state in self.states]
+        self.second = [state["exp_avg_sq"] for state in self.states]
+        self.counters = [state["step"] for state in self.states if isinstance(state["step"], Tensor)]
+        self.read = [tuple(map(group.get, _READ)) for group in self.groups]
+        self._take()
+
+    def _take(self) -> None:
+        self.lr = [float(group["lr"]) for group in self.groups]
+        steps = [float(state["step"]) for state in self.states]
+        self.rates = torch.tensor([self.lr, steps], dtype=torch.float64)
+        self.versions = [counter._version for counter in self.counters]
+
+    def current(self, optim: PyroOptim, params: Sequence[Tensor]) -> bool:
+        """Return whether this is still the optimiser's state, taking over changed learning rates and step counts.
+
+        Args:
+            optim: The optimiser.
+            params: The parameters.
+
+        Returns:
+            False if the optimiser holds other tensors now, or other rules.
+        """
+        objects = optim.optim_objs
+        for p, mine, own, group, state, read in zip(
+            params, self.params, self.owns, self.groups, self.states, self.read, strict=True
+        ):
+            if p is not mine or objects.get(p) is not own or own.param_groups[0] is not group:
+                return False
+            if own.state.get(p) is not state or tuple(map(group.get, _READ)) != read:
+                return False
+        if self.lr != [group["lr"] for group in self.groups] or (
+            self.versions != [counter._version for counter in self.counters]
+        ):
+            self._take()
+        return True
+
+    def advance(self, steps: int) -> None:
+        """Count steps that a program has taken, where Pyro counts them.
+
+        Args:
+            steps: How many; :attr:`rates` is as after them.
+        """
+        if self.counters:
+            torch._foreach_add_(self.counters, steps)
+        self.versions = [counter._version for counter in self.counters]
+        if len(self.counters) < len(self.states):
+            self.lr = self.rates[0].tolist()
+            for rate, group, state in zip(self.lr, self.groups, self.states, strict=True):
+                if not isinstance(state["step"], Tensor):
+                    state["step"] += steps
+                    group["lr"] = rate
 
 
-def rules(optim: PyroOptim, params: Sequence[Tensor]) -> tuple[Rule, ...] | None:
-    """Return how each parameter is updated, registering those that the optimiser has not seen yet.
+def _rule(own: Any) -> Rule:
+    group = own.param_groups[0]
+    return Rule(
+        betas=tuple(group["betas"]),
+        epsilon=group["eps"],
+        weight_decay=group["weight_decay"],
+        decoupled=isinstance(own, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
+        clip=group.get("clip_norm"),
+        centred=bool(group.get("centered_variance")),
+        decay=group.get("lrd", 1.0),
+    )
+
+
+def bind(optim: PyroOptim, params: Sequence[Tensor]) -> Slots | None:
+    """Return the state of an optimiser for some parameters, registering those that it has not seen yet.
 
     Args:
         optim: One of Pyro's optimisers.
         params: Unconstrained parameters of the store.
 
     Returns:
-        One rule per parameter; ``None`` if the optimiser is no plain Adam, AdamW or ClippedAdam.
+        The state; ``None`` if the optimiser is no plain Adam, AdamW or ClippedAdam.
     """
     if type(optim) is not PyroOptim or optim.pt_optim_constructor not in _EXACT or optim.pt_clip_args:
         return None
-    found = []
+    owns = []
     for p in params:
         own = optim.optim_objs.get(p)
         if own is None:  # as PyroOptim.__call__ does
@@ -74,67 +154,39 @@ def rules(optim: PyroOptim, params: Sequence[Tensor]) -> tuple[Rule, ...] | None
             waiting = optim._state_waiting_to_be_consumed.pop(pyro.get_param_store().param_name(p), None)
             if waiting is not None:
                 _load_state_dict(own, waiting)
-        group = own.param_groups[0]
-        if group.get("amsgrad") or group.get("maximize") or group.get("capturable") or group.get("differentiable"):
+        if any(own.param_groups[0].get(name) for name in _REFUSED):
             return None
-        found.append(
-            Rule(
-                betas=tuple(group["betas"]),
-                epsilon=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled=isinstance(own, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
-                clip=group.get("clip_norm"),
-                centred=bool(group.get("centered_variance")),
-            )
-        )
-    return tuple(found)
-
-
-def advance(optim: PyroOptim, params: Sequence[Tensor]) -> Slots:
-    """Count one step, and return the state that the step reads and writes.
-
-    Args:
-        optim: An optimiser that :func:`rules` accepted.
-        params: The parameters.
-
-    Returns:
-        The state; rates decay as ClippedAdam asks.
-    """
-    first, second, rates, steps = [], [], [], []
-    for p in params:
-        own = optim.optim_objs[p]
-        group, state = own.param_groups[0], own.state[p]
-        counts = isinstance(own, ClippedAdam)
-        if counts:
-            group["lr"] *= group["lrd"]
-        if not state:
-            state["step"] = 0 if counts else torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        state["step"] += 1
-        first.append(state["exp_avg"])
-        second.append(state["exp_avg_sq"])
-        rates.append(float(group["lr"]))
-        steps.append(float(state["step"]))
-    return Slots(first, second, torch.tensor([rates, steps], dtype=torch.float64))
+        owns.append(own)
+    return Slots(optim, params, owns)
 
 
 def update(
-    rules: Sequence[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], slots: Slots
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the parameters and moments after a step, as torch's and Pyro's own loops compute them.
+    rules: Sequence[Rule],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    rates: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """Return the parameters and the state after a step, as torch's and Pyro's own loops compute them.
 
     Args:
         rules: One per parameter.
         params: Their values.
         grads: Their gradients.
-        slots: State of the optimiser.
+        first: First moments.
+        second: Second moments.
+        rates: Learning rates and numbers of steps before this one, ``(2, parameters)``.
 
     Returns:
-        New parameters, first and second moments.
+        New parameters, first and second moments, and rates.
     """
     new: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    decays = [rule.decay for rule in rules]
+    lr = rates[0] if set(decays) == {1.0} else rates[0] * torch.tensor(decays, dtype=rates.dtype)
+    after = torch.stack([lr, rates[1] + 1])
     for i, (rule, p, g) in enumerate(zip(rules, params, grads, strict=True)):
-        rate, step = slots.rates[0, i], slots.rates[1, i]
+        rate, step = after[0, i], after[1, i]
         if rule.clip is not None:
             g = g.clamp(-rule.clip, rule.clip)
         if rule.weight_decay and rule.decoupled:
@@ -142,15 +194,15 @@ def update(
         elif rule.weight_decay:
             g = g + rule.weight_decay * p
         a, b = rule.betas
-        first = slots.first[i] + (g - slots.first[i]) * (1 - a)
-        spread = g - first if rule.centred else g
-        second = slots.second[i] * b + spread * spread * (1 - b)
+        new_first = first[i] + (g - first[i]) * (1 - a)
+        spread = g - new_first if rule.centred else g
+        new_second = second[i] * b + spread * spread * (1 - b)
         if rule.clip is None:  # torch's Adam: epsilon is added to the corrected root; Pyro's adds it to the plain one
-            scale = second.sqrt() / (1 - b**step).sqrt().to(p.dtype) + rule.epsilon
+            scale = new_second.sqrt() / (1 - b**step).sqrt().to(p.dtype) + rule.epsilon
             size = (rate / (1 - a**step)).to(p.dtype)
         else:
-            scale = second.sqrt() + rule.epsilon
+            scale = new_second.sqrt() + rule.epsilon
             size = (rate * (1 - b**step).sqrt() / (1 - a**step)).to(p.dtype)
-        for values, value in zip(new, (p - size * first / scale, first, second), strict=True):
+        for values, value in zip(new, (p - size * new_first / scale, new_first, new_second), strict=True):
             values.append(value)
-    return new
+    return *new, after

@@ -3,7 +3,8 @@ r"""A Pyro program as one pure function, traced whole and compiled.
 Pyro keeps parameters in a process-wide store, and modules keep theirs in attributes. :class:`Layout` lists what a pair
 reads and writes, and :meth:`Layout.bind` runs it with *given* values in their place, so that the program becomes a
 function of its inputs. :func:`compile_function` records that function once with
-:func:`torch.fx.experimental.proxy_tensor.make_fx` and hands the flat graph to :func:`torch.compile`.
+:func:`torch.fx.experimental.proxy_tensor.make_fx` and compiles the flat graph: for the CPU to a library that runs
+without Python (:mod:`zoo.inference.library`), for a GPU by :func:`torch.compile` under CUDA graphs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import functools
 import inspect
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,16 +30,17 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry
 
 from zoo.errors import DataError, PairError, suggest
+from zoo.inference.library import Library, build, lift_constants
 
 __all__ = [
-    "LARGE",
     "LOCK",
     "Layout",
     "Program",
-    "child_environment",
     "compile_function",
     "discover",
     "no_compiler",
@@ -48,8 +48,7 @@ __all__ = [
     "stream",
 ]
 
-LARGE = 1_000  # nodes from which a graph is first compiled in a child process, where a crash harms nothing
-_CHILD_SECONDS = 600
+_WORK = 5e8  # floating-point operations of a call for which another thread pays
 
 # What makes a compiled program draw the eager run's random numbers: torch's own generators, in the order of the graph
 # (scheduling for memory would move draws past each other), each filling memory in the order of its indices (a
@@ -425,19 +424,86 @@ class Program:
     """A function of tensors, compiled where that is possible.
 
     Args:
-        call: ``call(*tensors)`` -> tuple of tensors.
+        call: ``call(*tensors)`` -> tuple of tensors; what runs where there is no library.
         reason: Why it runs eagerly; empty if it is compiled.
         nodes: Size of the traced graph.
+        library: The compiled graph, called without Python.
+        threads: Threads that it runs on.
+        first: Shape and type of its first output.
+        surplus: Outputs at the end that are nobody's.
     """
 
     call: Callable[..., Any]
     reason: str = ""
     nodes: int = 0
+    library: Library | None = None
+    threads: int = 0
+    first: tuple[tuple[int, ...], torch.dtype] | None = None
+    surplus: int = 0
 
     @property
     def compiled(self) -> bool:
         """Whether the compiled graph runs."""
         return not self.reason
+
+    def run(
+        self, inputs: Sequence[Tensor], *, back: Sequence[int], out: Sequence[Tensor | None], steps: int = 1,
+        each: int = -1,
+    ) -> Tensor:  # fmt: skip
+        """Call the function several times, its outputs becoming inputs of the next call.
+
+        Args:
+            inputs: Tensors as in the example; input ``each`` has a further, first dimension of the steps.
+            back: For every output the input that it becomes at the next step, or -1.
+            out: For every output a tensor that takes it after the last step, or ``None``; it may be the input.
+            steps: How many.
+            each: The input that is another at every step; -1: none.
+
+        Returns:
+            The first output of every step, ``(steps, ...)``.
+        """
+        if self.library is not None and self.first is not None:
+            shape, dtype = self.first
+            first = torch.empty((steps, *shape), dtype=dtype)
+            places = [t if t is None or t.is_contiguous() else torch.empty_like(t).contiguous() for t in out]
+            extra = self.surplus
+            with _threads(self.threads):
+                self.library.run(
+                    [t.contiguous() for t in inputs], steps=steps, first=first, each=each,
+                    back=[*back, *[-1] * extra], out=[*places, *[None] * extra],
+                )  # fmt: skip
+            for mine, theirs in zip(places, out, strict=True):
+                if theirs is not None and mine is not None and theirs is not mine:
+                    theirs.copy_(mine)
+            return first
+        current, kept = list(inputs), []
+        found: Sequence[Tensor] = ()
+        for step in range(steps):
+            if each >= 0:
+                current[each] = inputs[each][step]
+            found = self.call(*current)
+            kept.append(found[0])
+            for value, to in zip(found, back, strict=False):
+                if to >= 0:
+                    current[to] = value
+        with torch.no_grad():
+            for value, place in zip(found, out, strict=False):
+                if place is not None:
+                    place.copy_(value)
+        return torch.stack(kept)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache
@@ -457,21 +523,16 @@ def no_compiler() -> str:
 
 
 def compile_function(
-    function: Callable[..., Any],
-    example: Sequence[Tensor],
-    *,
-    eager: Callable[..., Any] | None = None,
-    options: Mapping[str, Any] | None = None,
+    function: Callable[..., Any], example: Sequence[Tensor], *, eager: Callable[..., Any] | None = None
 ) -> Program:
     """Trace a function of tensors to one flat graph and compile it; on any failure return it eager, with the reason.
 
-    The function's random numbers, when compiled, are those of the eager run (``fallback_random``).
+    The function's random numbers, when compiled, are those of the eager run.
 
     Args:
         function: ``function(*tensors)`` -> tuple of tensors, safe to trace.
-        example: Inputs of the shapes, dtypes and devices that will be used.
+        example: Inputs of the shapes, strides, dtypes and devices that will be used.
         eager: What runs when the graph cannot; ``function`` if ``None``.
-        options: Further options of the inductor backend.
 
     Returns:
         The program.
@@ -490,56 +551,65 @@ def compile_function(
         return Program(eager, f"cannot be traced{where}: {_first_line(error)}")
     finally:
         torch.set_rng_state(rng)
+    surplus = _keep_draws(graph)
+    graph.graph.eliminate_dead_code()
+    nodes = len(graph.graph.nodes)
+    try:
+        if all(t.device.type == "cpu" for t in example) and sys.platform != "win32":
+            return _ahead_of_time(graph, example, eager, surplus)
+        return _just_in_time(graph, example, surplus)
+    except Exception as error:
+        return Program(eager, f"cannot be compiled: {_first_line(error)}", nodes)
+    finally:
+        torch.set_rng_state(rng)
+
+
+def _ahead_of_time(
+    graph: torch.fx.GraphModule, example: Sequence[Tensor], eager: Callable[..., Any], surplus: int
+) -> Program:
+    """Compile a graph for the CPU to a library."""
+    (end,) = graph.graph.find_nodes(op="output")
+    value = end.args[0][0].meta["val"]
+    threads = min(torch.get_num_threads(), max(1, round(_work(graph) / _WORK)))
+    flat, constants = lift_constants(graph)
+    example = [t.contiguous() for t in example]
+    with _threads(threads):
+        path = build(flat, [*example, *constants], {**_SAME_DRAWS, "cpp.threads": threads})
+    library = Library(path, example, constants)
+    first = (tuple(value.shape), value.dtype)
+    return Program(eager, "", len(flat.graph.nodes), library, threads, first, surplus)
+
+
+def _just_in_time(graph: torch.fx.GraphModule, example: Sequence[Tensor], surplus: int) -> Program:
+    """Compile a graph for a GPU, whose kernels are recorded to a CUDA graph."""
     # Tracing wrote Python frames into every node; thousands of them only slow the compiler down.
     for node in graph.graph.nodes:
         node.meta.pop("stack_trace", None)
-    surplus = _keep_draws(graph)
-    graph.graph.eliminate_dead_code()
     graph.recompile()
-    settings = {**_SAME_DRAWS, **(options or {})}
-    if len(graph.graph.nodes) > LARGE:
-        reason = _try_in_child(graph, example, settings)
-        if reason:
-            return Program(eager, reason, len(graph.graph.nodes))
-    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=settings)
-    try:
-        compiled(*[t.clone() for t in example])
-    except Exception as error:
-        return Program(eager, f"cannot be compiled: {_first_line(error)}", len(graph.graph.nodes))
-    finally:
-        torch.set_rng_state(rng)
-    call = (lambda *inputs: compiled(*inputs)[:-surplus]) if surplus else compiled
+    on_gpu = any(t.device.type == "cuda" for t in example)
+    options: dict[str, Any] = {**_SAME_DRAWS, **({"triton.cudagraphs": True} if on_gpu else {})}
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    compiled(*[t.clone() for t in example])
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = compiled(*inputs)
+        if on_gpu:  # the next replay writes to the same memory
+            found = tuple(t.clone() for t in found)
+        return found[:-surplus] if surplus else found
+
     return Program(call, "", len(graph.graph.nodes))
 
 
-def child_environment() -> dict[str, str]:
-    """Return the environment in which a child process finds this package, installed or not.
-
-    Returns:
-        A copy of this process's, with the package's folder first on the path.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-
-
-def _try_in_child(graph: torch.fx.GraphModule, example: Sequence[Tensor], options: Mapping[str, Any]) -> str:
-    """Compile a large graph in a child process first, and return why that failed, or nothing."""
-    kept = {"graph": graph, "example": list(example), "options": dict(options), "threads": torch.get_num_threads()}
-    with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as folder:
-        torch.save(kept, Path(folder) / "graph.pt")
-        command = [sys.executable, "-m", "zoo.inference._compile_worker", folder]
-        try:
-            child = subprocess.run(
-                command, env=child_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                timeout=_CHILD_SECONDS,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"a graph of {len(graph.graph.nodes)} nodes was not compiled within {_CHILD_SECONDS} s"
-    if not child.returncode:
-        return ""
-    last = next((line.strip() for line in reversed(child.stderr.splitlines()) if line.strip()), "it said nothing")
-    return f"the compiler ended with status {child.returncode}: {last[:300]}"
+def _work(graph: torch.fx.GraphModule) -> float:
+    """Return the floating-point operations of a graph's matrix products and convolutions."""
+    total = 0.0
+    for node in graph.graph.nodes:
+        count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+        if node.op != "call_function" or count is None:
+            continue
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        total += float(count(*args, **kwargs, out_val=node.meta["val"]))
+    return total
 
 
 def _keep_draws(graph: torch.fx.GraphModule) -> int:

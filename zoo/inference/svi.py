@@ -281,24 +281,20 @@ class Trainer:
 
         Raises:
             NonFiniteError: If a loss or parameter is not finite; the state is the last one that was.
-            KeyboardInterrupt: As it came; the state is that before the block.
+            BaseException: As it came, for example ctrl-C; the state is that before the block.
         """
         before = self.state.copy()
         s, k = self.state, len(self.losses)
-        rows = s.order.take(count).to(self.device) if s.order is not None else None
-        empty = self._example_rows() if rows is None else None
-        losses: list[Tensor] = []
+        rows = self._example_rows() if s.order is None else s.order.take(count).to(self.device)
+        inputs, written = self._inputs(rows), [s.theta, *s.moments, s.counts, s.step, *s.buffers]
+        back = [-1, *range(k + 3), *range(k + 6, k + 6 + len(s.buffers))]
+        each = -1 if s.order is None else k + 5
         try:
             with self._world(), stream(s.rng):
-                for i in range(count):
-                    out = self.program.call(*self._inputs(rows[i] if rows is not None else empty))  # type: ignore[arg-type]
-                    losses.append(out[0])
-                    s.theta, s.moments, s.counts, s.step = out[1], list(out[2 : k + 2]), out[k + 2], out[k + 3]
-                    s.buffers = list(out[k + 4 :])
-        except KeyboardInterrupt:
+                found = self.program.run(inputs, steps=count, back=back, out=[None, *written], each=each)
+        except BaseException:
             self.state = before
             raise
-        found = torch.stack(losses)
         if not bool(torch.isfinite(found).all() & torch.isfinite(s.theta).all()):
             self.state = before
             raise self._blame(count)
