@@ -163,22 +163,16 @@ class Reproduction:
             The text that stands in the method's page.
         """
         lines: list[str] = []
+        shown: list[tuple[tuple[SeedRun, ...], int]] = []
         for number, claim in enumerate(self.claims, 1):
             lines += [f"### Claim {number}: {claim.statement}", ""]
             lines += [f"Published: {claim.published} ({claim.source}). Here: **{claim.verdict}**.", ""]
-            seeds = [f"seed {run.seed}" for run in claim.runs]
-            lines.append(f"| measured | {' | '.join(seeds)} | mean ± sd |")
-            lines.append("|---|" + "---:|" * (len(seeds) + 1))
-            for key in _keys(claim):
-                cells = [_show(run.values.get(key, math.nan)) for run in claim.runs]
-                sd = claim.sd(key)
-                spread = f" ± {_show(sd)}" if math.isfinite(sd) else ""
-                label = key.replace("|", "\\|")
-                lines.append(f"| {label} | {' | '.join(cells)} | {_show(claim.mean(key))}{spread} |")
-            cells = [f"{run.seconds:.1f}" for run in claim.runs]
-            lines.append(
-                f"| seconds | {' | '.join(cells)} | {_show(statistics.fmean(r.seconds for r in claim.runs))} |"
-            )
+            first = next((n for runs, n in shown if runs == claim.runs), None) if claim.runs else None
+            if first is None:
+                shown.append((claim.runs, number))
+                lines += _table(claim)
+            else:
+                lines.append(f"Measured in the runs of claim {first}.")
             lines.append("")
             for text, met in zip(claim.acceptance, claim.met, strict=True):
                 lines.append(f"- {'met' if met else 'not met'}: {text}")
@@ -188,6 +182,20 @@ class Reproduction:
         kind = "Fast subset, measured" if self.fast else "Measured"
         lines.append(f"{kind} by `{self.command}` in {self.seconds:.0f} s on {where}; {used}.")
         return "\n".join(lines) + "\n"
+
+
+def _table(claim: ClaimResult) -> list[str]:
+    """Return a Markdown table of what was measured, a column for each seed."""
+    seeds = [f"seed {run.seed}" for run in claim.runs]
+    lines = [f"| measured | {' | '.join(seeds)} | mean ± sd |", "|---|" + "---:|" * (len(seeds) + 1)]
+    for key in _keys(claim):
+        cells = [_show(run.values.get(key, math.nan)) for run in claim.runs]
+        sd = claim.sd(key)
+        spread = f" ± {_show(sd)}" if math.isfinite(sd) else ""
+        label = key.replace("|", "\\|")
+        lines.append(f"| {label} | {' | '.join(cells)} | {_show(claim.mean(key))}{spread} |")
+    cells = [f"{run.seconds:.1f}" for run in claim.runs]
+    return [*lines, f"| seconds | {' | '.join(cells)} | {_show(statistics.fmean(r.seconds for r in claim.runs))} |"]
 
 
 def reproduce(

@@ -30,7 +30,8 @@ def main(job: dict[str, Any]) -> None:
     names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
     exec(job["code"], names)
     example = [
-        torch.empty_strided(shape, stride, dtype=getattr(torch, dtype)).zero_() for shape, stride, dtype in job["inputs"]
+        torch.empty_strided(shape, stride, dtype=getattr(torch, dtype)).zero_()
+        for shape, stride, dtype in job["inputs"]
     ]
     graph = make_fx(lambda *inputs: names["forward"](None, *inputs), tracing_mode="fake")(*example)
     for node in graph.graph.nodes:

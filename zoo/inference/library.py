@@ -21,7 +21,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -323,23 +324,32 @@ def compile_to(graph: fx.GraphModule, example: Sequence[Tensor], options: Mappin
     settings = {
         "aot_inductor.compile_wrapper_opt_level": "O0",  # half of the compiler's time, and no difference in speed
         "aot_inductor.enable_line_tables": False,
+        "cpp.vec_isa_ok": True,  # else inductor tries every vector instruction set out, for nine seconds
         **options,
     }
     settings = {k: v for k, v in settings.items() if k in _known_options()}
     log = logging.getLogger("torch._inductor.ir")
     level = log.level
     log.setLevel(logging.ERROR)  # it names every operation that goes through torch's dispatcher
+    bridge = threading.Thread(target=_quietly, args=(_bridge,))  # meanwhile, on another core
+    bridge.start()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             built = Path(str(torch._inductor.aot_compile(graph, tuple(example), options=settings)))
     finally:
         log.setLevel(level)
+        bridge.join()
     for suffix in (".json", ".so"):  # the first says which operations go through torch's dispatcher, if any
         if built.with_suffix(suffix).exists():
             fresh = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
             shutil.copyfile(built.with_suffix(suffix), fresh)
             os.replace(fresh, path.with_suffix(suffix))
+
+
+def _quietly(function: Callable[[], Any]) -> None:
+    with suppress(Exception):  # what fails here fails again where it is needed
+        function()
 
 
 @cache

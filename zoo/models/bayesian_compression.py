@@ -129,6 +129,7 @@ _FLOAT_BITS = 32
 _SIGNIFICAND_BITS = 23
 _ORDER_ROWS = 2_000
 _KERNEL, _POOL = 5, 2  # of every convolution, as in LeNet-5
+_HARD_CUT = 1.3  # times the limit, the error up to which a turn of pruning cuts before it fits further
 _LOTS = 25  # on the path, one part in so many of a layer's groups leaves at a time
 
 
@@ -589,19 +590,21 @@ def prune(
 ) -> Posterior:
     r"""Take units out for good and fit what is left further, in turns.
 
-    The first turn takes out what :func:`choose_units` does not keep at half the tolerance, every later one goes along
-    the same path until ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the
-    parameters of the larger. Of the networks after each turn, the smallest is taken whose validation error, rounded,
-    is within the limit: the error of the whole network and ``tolerance`` of its standard errors, or the number given.
-    Training rows fit and validation rows choose; once the choice is made, the network taken is fitted further on both.
+    A turn goes along the path of :func:`choose_units` to the smallest network whose validation error, rounded, is
+    within 1.3 times the limit, but from the second turn on at least until ``fraction`` of the weights are gone. Then
+    the smaller pair is fitted further, from the parameters of the larger, which lowers the error again. The turns end
+    where it stays above the limit by more than one of its standard errors. Of the networks after each turn, the
+    smallest is taken whose validation error, rounded, is within the limit: the error of the whole network and
+    ``tolerance`` of its standard errors, or the number given. Training rows fit and validation rows choose; once the
+    choice is made, the network taken is fitted further on both.
 
     Args:
         posterior: A fit of this method.
         tolerance: Standard errors of the whole network's validation error that may be given up.
         limit: Largest validation error, a fraction of the rows, in place of ``tolerance``: for example that of the
             network which this one is to replace.
-        turns: Number of turns.
-        fraction: Of the weights, taken out in every turn but the first.
+        turns: Most turns.
+        fraction: Of the weights, taken out in every turn but the first at least.
         steps: Optimiser steps of each turn.
         learning_rate: Highest learning rate of each turn; it falls to zero.
         final: Whether to fit the network taken on training and validation rows together in the end.
@@ -621,7 +624,7 @@ def prune(
             f"turns is {turns} and fraction is {fraction}; allowed: 1 or more turns, a fraction within 0 to 1"
         )
     limit = _limit(posterior, tolerance, "validation") if limit is None else limit
-    whole = _whole_weights(posterior)
+    whole, rows = _whole_weights(posterior), len(posterior.data.split("validation")["y"])
     recipe, now, seconds = posterior.info["recipe"], posterior, posterior.info["seconds"]
     best: Posterior | None = None
     found: list[dict[str, Any]] = []
@@ -634,9 +637,8 @@ def prune(
         )  # fmt: skip
 
     for turn in range(turns):
-        net = _architecture(now.data, now.hyper)
-        keep = choose_units(now, tolerance=tolerance / 2) if turn == 0 else _without(now, fraction)
-        net = _smaller(net, keep)
+        keep = _without(now, fraction if turn else 0.0, _HARD_CUT * limit)
+        net = _smaller(_architecture(now.data, now.hyper), keep)
         c = net.num_filters
         hyper = dataclasses.replace(
             now.hyper,
@@ -651,6 +653,8 @@ def prune(
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
         if error <= limit:
             best = now
+        elif error > limit + math.sqrt(error * (1 - error) / rows):
+            break
     if best is None:
         return posterior
     if final:
@@ -670,14 +674,17 @@ def _joined(data: Dataset) -> Dataset:
     )
 
 
-def _without(posterior: Posterior, fraction: float) -> list[Tensor]:
-    """Return what is kept when a fraction of the weights is taken out."""
+def _without(posterior: Posterior, fraction: float, limit: float) -> list[Tensor]:
+    """Return the smallest network on the path up to an error, but at most that without a fraction of the weights."""
     net = _architecture(posterior.data, posterior.hyper)
     most = (1 - fraction) * _num_weights(net.shapes)
+    chosen: list[Tensor] | None = None
     for keep in _path(posterior):
         if _num_weights(_smaller(net, keep).shapes) <= most:
-            break
-    return keep
+            if chosen is not None and _wrong(posterior, "validation", keep) > limit:
+                break
+            chosen = keep
+    return keep if chosen is None else chosen
 
 
 def _shrunk_params(posterior: Posterior, keep: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -1065,7 +1072,11 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
         steps = 60
 
     def note(name: str, error: float, pruning: float = 1.0, precision: float = 1.0) -> None:
-        found.update({f"error {name}": error, f"pruning {name}": pruning, f"with bits {name}": precision})
+        found[f"error {name}"] = error
+        if pruning != 1.0:
+            found[f"pruning {name}"] = pruning
+        if precision != 1.0:
+            found[f"with bits {name}"] = precision
 
     started = time.perf_counter()
     limit = _error(_dense_fit(net, data, steps, seed), data.split("validation")) / 100
