@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +54,41 @@ def test_log_weights_are_their_definition(posterior: zoo.Posterior) -> None:
     q = q + torch.distributions.LogNormal(params["tau_loc"], params["tau_scale"]).log_prob(draws["tau"])
     q = q + normal(params["theta_trans_loc"], params["theta_trans_scale"]).log_prob(draws["theta_trans"]).sum(-1)
     assert torch.allclose(weights, joint - q, atol=1e-3)
+
+
+def test_predictions_in_blocks_and_compiled_are_of_the_same_distribution(posterior: zoo.Posterior) -> None:
+    batch = posterior.data.train
+    whole = posterior.predict(batch, 4_000, seed=3)
+    draws = posterior.draws(4_000, seed=3)
+    theta = draws["mu"][:, None] + draws["tau"][:, None] * draws["theta_trans"]
+    assert torch.allclose(whole.means["y"], theta, atol=1e-4)  # one block: the draws of that seed
+    blocks = posterior.predict(batch, 4_000, seed=3, max_bytes=20_000)
+    compiled = posterior.predict(batch, 4_000, seed=3, max_bytes=2**20, compile=True)
+    for found in (blocks, compiled):
+        assert found.samples["y"].shape == whole.samples["y"].shape
+        error = whole.samples["y"].std(0) / 4_000**0.5
+        assert bool(((found.samples["y"].mean(0) - whole.samples["y"].mean(0)).abs() < 6 * error).all())
+        assert found.log_prob["y"].mean() == pytest.approx(float(whole.log_prob["y"].mean()), rel=0.05)
+        assert len(torch.unique(found.samples["y"][:, 0])) > 3_990  # no block repeats the noise of another
+    with pytest.raises(DataError, match="max_bytes is 0"):
+        posterior.predict(batch, 10, max_bytes=0)
+
+
+def test_memory_of_a_prediction_stays_within_its_bound() -> None:
+    code = """
+import resource, torch, zoo
+torch.set_num_threads(1)
+data = zoo.datasets.load("mnist")
+hyper = {"channels": (20, 50), "hidden": (500,)}
+posterior = zoo.fit("bayesian_compression", data, hyper=hyper, steps=1, batch_size=8, compile=False)
+batch = {k: v[:200] for k, v in data.test.items()}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = posterior.predict(batch, 40, max_bytes=150 * 2**20)
+assert found.probs["y"].shape == (40, 200, 10)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(child.stdout.split()[-1]) < 300  # all draws at once take 1,000 MiB and more
 
 
 def test_loaded_equals_saved(posterior: zoo.Posterior, folder: Path) -> None:

@@ -74,7 +74,6 @@ def test_chunks_and_blocks_change_nothing_but_the_noise(
     new = make(103, 4)
     whole = predict_table(regression, new, keep=["key"])
     monkeypatch.setattr(tables, "_CHUNK_CELLS", 10_000)
-    monkeypatch.setattr(tables, "_DRAW_BYTES", 10_000)
     monkeypatch.setattr(tables, "_SCORED_CELLS", 40_000)
     parts = predict_table(regression, new, keep=["key"])
     assert parts.frame["key"].tolist() == whole.frame["key"].tolist()

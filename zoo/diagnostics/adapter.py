@@ -202,7 +202,13 @@ class Evaluated:
 
 
 def evaluate(
-    posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor], *, seed: int = 0, predictive: bool = True
+    posterior: Posterior,
+    batch: Batch,
+    draws: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    predictive: bool = True,
+    max_bytes: int = 2**28,
 ) -> Evaluated:
     """Run the model at every draw: deterministic sites, replicated data and log densities.
 
@@ -212,6 +218,7 @@ def evaluate(
         draws: Latent site -> ``(n, *site shape)``.
         seed: Of the replicated data.
         predictive: Whether data are replicated.
+        max_bytes: Memory of one vectorised block of draws, about.
 
     Returns:
         The values, draw by draw in the order of ``draws``.
@@ -250,7 +257,7 @@ def evaluate(
         return out
 
     count = len(next(iter(draws.values()))) if draws else 1
-    values = posterior.runs.map(one, count, draws, seed=seed)
+    values = posterior.runs.map(one, count, draws, seed=seed, max_bytes=max_bytes)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.split("/", 1)[1]: v for k, v in values.items() if k.startswith(prefix + "/")}
@@ -264,7 +271,9 @@ def evaluate(
     )
 
 
-def log_likelihood(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def log_likelihood(
+    posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor], *, max_bytes: int = 2**28
+) -> dict[str, Tensor]:
     r"""Evaluate the log density of every datum at every draw, enumerated latents summed out.
 
     .. math:: \log p(y_n \mid \theta) = \log \sum_{z_n} p(z_n \mid \theta)\, p(y_n \mid z_n, \theta)
@@ -273,11 +282,12 @@ def log_likelihood(posterior: Posterior, batch: Batch, draws: Mapping[str, Tenso
         posterior: A fit.
         batch: Batch with targets.
         draws: Latent site -> ``(n, *site shape)``.
+        max_bytes: Memory of one vectorised block of draws, about.
 
     Returns:
         Observed site -> ``(n, *batch shape)``; masked data count zero, and no plate scales anything.
     """
-    return evaluate(posterior, batch, draws, predictive=False).log_likelihood
+    return evaluate(posterior, batch, draws, predictive=False, max_bytes=max_bytes).log_likelihood
 
 
 def _log_prob(node: Any) -> Tensor:

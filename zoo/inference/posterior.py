@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ArtifactError, DataError, PairError, ZooError
-from zoo.inference.predictive import Prediction, Runs
+from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, hyper_from_json, hyper_to_json
 
@@ -150,24 +150,58 @@ class Posterior:
         """
         return self._runs.deterministics(draws, self._prepare(batch))
 
-    def predict(self, batch: Batch | None = None, n: int = 100, *, seed: int = 0) -> Prediction:
+    def predict(
+        self,
+        batch: Batch | None = None,
+        n: int = 100,
+        *,
+        seed: int = 0,
+        max_bytes: int = 2**29,
+        compile: bool = False,
+    ) -> Prediction:
         """Predict the observed sites of a batch.
+
+        Draws are made and used in blocks, so that not even those of a large network are in memory together.
 
         Args:
             batch: Features, with or without targets; the training batch if ``None``.
             n: Posterior draws.
             seed: Of draws and predictions.
+            max_bytes: Memory to use beside the result, about; one draw at a time is used in any case.
+            compile: Whether to compile the prediction of a block, which takes some seconds and is kept on disk; for
+                many predictions with batches of one shape.
 
         Returns:
             Samples, means, class probabilities and, if the batch has targets, their log densities.
 
         Raises:
-            DataError: If entries of the batch are missing, of another shape or not finite.
+            DataError: If entries of the batch are missing, of another shape or not finite, or ``max_bytes`` is not
+                positive.
         """
+        if max_bytes < 1:
+            raise DataError(f"max_bytes is {max_bytes}; allowed: a positive number of bytes")
         prepared = self._prepare(batch)
-        draws = self.draws(n, batch=batch and prepared, seed=seed)
-        found = self._runs.predict(draws, prepared, seed)
-        return dataclasses.replace(found, log_prob=self.log_likelihood(batch and prepared, draws=draws))
+        given = batch and prepared
+
+        def block(draws: Mapping[str, Tensor], stream: int) -> Prediction:
+            found = self._runs.predict(draws, prepared, stream, max_bytes=max_bytes // 2, compile=compile)
+            return dataclasses.replace(
+                found, log_prob=self.log_likelihood(given, draws=draws, max_bytes=max_bytes // 2)
+            )
+
+        if self.chains is not None:
+            draws = self.draws(n, batch=given, seed=seed)
+            n, size = len(next(iter(draws.values()))), 0
+        else:
+            size = sum(v.numel() * v.element_size() for v in self.draws(1, batch=given, seed=seed).values())
+        step = max(1, min(n, max_bytes // max(4 * size, 1)))
+        parts = []
+        for start in range(0, n, step):
+            own = block_seed(seed, start)
+            if self.chains is None:
+                draws = self._runs.guide_draws(prepared, min(step, n - start), own, max_bytes=max_bytes // 4)
+            parts.append(block(draws, own))
+        return joined(parts)
 
     def predict_table(self, table: Table, **options: Any) -> pd.DataFrame:
         """Predict the target for every row of a new table; see :func:`zoo.inference.tables.predict_table`.
@@ -184,13 +218,18 @@ class Posterior:
         return predict_table(self, table, **options).frame
 
     def log_likelihood(
-        self, batch: Batch | None = None, *, draws: Mapping[str, Tensor] | None = None
+        self,
+        batch: Batch | None = None,
+        *,
+        draws: Mapping[str, Tensor] | None = None,
+        max_bytes: int = MAX_BYTES,
     ) -> dict[str, Tensor]:
         """Evaluate the log density of every observed datum.
 
         Args:
             batch: With targets; the training batch if ``None``.
             draws: Latent site -> ``(n, ...)``; 1,000 draws if ``None``.
+            max_bytes: Memory of one vectorised block of draws, about.
 
         Returns:
             Observed site -> ``(n, *batch shape)``, not scaled by any plate, enumerated latents summed out; empty for
@@ -198,7 +237,8 @@ class Posterior:
         """
         from zoo.diagnostics.adapter import log_likelihood
 
-        return log_likelihood(self, self._prepare(batch), self.draws(batch=batch) if draws is None else draws)
+        draws = self.draws(batch=batch) if draws is None else draws
+        return log_likelihood(self, self._prepare(batch), draws, max_bytes=max_bytes)
 
     def log_weights(self, n: int = 1_000, *, seed: int = 0, batch: Batch | None = None) -> Tensor:
         r"""Evaluate the importance weights :math:`\log p(x, z) - \log q(z)` of the guide.

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import PairError
 from zoo.inference.objectives import losses_of, to_pyro
-from zoo.inference.program import Layout, pyro_world, seeded, stream
+from zoo.inference.program import Layout, Program, compile_function, pyro_world, seeded, stream
 from zoo.types import Batch, Elbo, Pair
 
-__all__ = ["Prediction", "Runs"]
+__all__ = ["MAX_BYTES", "Prediction", "Runs", "block_seed", "joined"]
+
+MAX_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,42 @@ class Prediction:
     means: Mapping[str, Tensor] = field(default_factory=dict)
     probs: Mapping[str, Tensor] = field(default_factory=dict)
     log_prob: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Join predictions of the same rows from several blocks of draws.
+
+    Args:
+        parts: The predictions.
+
+    Returns:
+        One prediction of all draws.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    kinds = [getattr(parts[0], f.name) for f in fields(Prediction)]
+    return Prediction(
+        *(
+            {site: torch.cat([getattr(part, f.name)[site] for part in parts]) for site in kind}
+            for f, kind in zip(fields(Prediction), kinds, strict=True)
+        )
+    )
+
+
+def block_seed(seed: int, *where: int) -> int:
+    """Return the seed of one block of draws or rows, so that blocks do not repeat each other's noise.
+
+    Args:
+        seed: Of the whole.
+        *where: Where the block starts.
+
+    Returns:
+        Another seed for every block; the first keeps the seed.
+    """
+    if not any(where):
+        return seed
+    text = "/".join(map(str, (seed, *where)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 @dataclass
@@ -89,7 +132,8 @@ class Runs:
         over: Mapping[str, Tensor] | None = None,
         *,
         seed: int,
-        max_bytes: int = 2**28,
+        max_bytes: int = MAX_BYTES,
+        compile: bool = False,
     ) -> dict[str, Tensor]:
         """Call a function once per draw and stack what it returns, vectorised with :func:`torch.vmap` where that works.
 
@@ -98,50 +142,60 @@ class Runs:
             num: Number of draws.
             over: Values by name, ``(draw, ...)``.
             seed: Of the stream from which the function draws.
-            max_bytes: Memory that the outputs of one vectorised block may take, about.
+            max_bytes: Memory that one vectorised block of draws may take, about; one draw is taken in any case.
+            compile: Whether to compile a block. That takes some seconds, and pays for many blocks of small operations.
 
         Returns:
             Name -> ``(draw, ...)``.
         """
+        if not num:
+            return {}
         over = dict(over or {})
-        state = seeded(seed, self.device)
-        ticks = torch.arange(num, device=self.device)
-        with self.bound(), stream(state):
+        with self.bound(), stream(seeded(seed, self.device)), _Peak() as peak:
             first = function({k: v[0] for k, v in over.items()})
-        size = sum(v.numel() * v.element_size() for v in first.values()) + sum(
-            v[0].numel() * v.element_size() for v in over.values()
-        )
-        chunk = max(1, min(num, max_bytes // max(4 * size, 1)))
+        chunk = max(1, min(num, max_bytes // max(peak.bytes, 1)))
+        names = list(first)
 
-        def one(_: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        def one(_: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
             with _FreshNoise():
-                return function(values)
+                found = function(dict(zip(over, values, strict=True)))
+            return tuple(found[name] for name in names)
 
-        state = seeded(seed, self.device)
-        with self.bound(), stream(state):
-            try:
-                parts = []
-                for start in range(0, num, chunk):
-                    block = {k: v[start : start + chunk] for k, v in over.items()}
-                    out = torch.vmap(one, randomness="different")(ticks[start : start + chunk], block)
-                    parts.append({k: v.detach() for k, v in out.items()})
-                return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
-            except (RuntimeError, ValueError, NotImplementedError, IndexError, TypeError, AssertionError):
-                # A program that cannot be vectorised (data-dependent shapes, unusual operators) runs draw by draw.
-                pass
-        state = seeded(seed, self.device)
-        with self.bound(), stream(state):
+        def block(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return torch.vmap(one, randomness="different")(*inputs)
+
+        ticks = torch.arange(num, device=self.device)
+        pieces = [(start, min(start + chunk, num)) for start in range(0, num, chunk)]
+        try:
+            with self.bound():
+                program = Program(block)
+                if compile:
+                    program = compile_function(block, [ticks[:chunk], *(v[:chunk] for v in over.values())])
+                # Results have their place from the start; pieces between passing values would fragment the memory.
+                stacked = [torch.empty((num, *first[n].shape), dtype=first[n].dtype, device=self.device) for n in names]
+                with stream(seeded(seed, self.device)):
+                    for start, stop in pieces:
+                        inputs = [v[start:stop] for v in (ticks, *over.values())]
+                        places = [v[start:stop] for v in stacked]
+                        whole = program if stop - start == chunk else Program(block)
+                        whole.run(inputs, back=[-1] * len(names), out=places)
+                return dict(zip(names, stacked, strict=True))
+        except (RuntimeError, ValueError, NotImplementedError, IndexError, TypeError, AssertionError):
+            # A program that cannot be vectorised (data-dependent shapes, unusual operators) runs draw by draw.
+            pass
+        with self.bound(), stream(seeded(seed, self.device)):
             runs = [function({k: v[i] for k, v in over.items()}) for i in range(num)]
-        return {k: torch.stack([r[k] for r in runs]) for k in runs[0]} if runs else {}
+        return {k: torch.stack([r[k] for r in runs]) for k in runs[0]}
 
     # ------------------------------------------------------------------------------------------ what is run
-    def guide_draws(self, batch: Batch, num: int, seed: int) -> dict[str, Tensor]:
+    def guide_draws(self, batch: Batch, num: int, seed: int, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
         """Draw every latent from the guide.
 
         Args:
             batch: Batch whose local latents are drawn.
             num: Number of draws.
             seed: Of the stream.
+            max_bytes: Memory beside that of the draws, about.
 
         Returns:
             Site -> ``(draw, ...)``.
@@ -161,7 +215,7 @@ class Runs:
                 if not trace.nodes[n]["infer"].get("is_auxiliary") and not _subsample(trace.nodes[n])
             }
 
-        return self.map(one, num, seed=seed)
+        return self.map(one, num, seed=seed, max_bytes=max_bytes)
 
     def model_trace(self, latents: Mapping[str, Tensor], batch: Batch, *, observed: bool = True) -> Any:
         """Trace the model given one draw of its latents; call it inside :meth:`bound` or from :meth:`map`.
@@ -205,21 +259,34 @@ class Runs:
 
         return self.map(one, _count(latents), latents, seed=0)
 
-    def predict(self, latents: Mapping[str, Tensor], batch: Batch, seed: int) -> Prediction:
+    def predict(
+        self,
+        latents: Mapping[str, Tensor],
+        batch: Batch,
+        seed: int,
+        *,
+        max_bytes: int = MAX_BYTES,
+        compile: bool = False,
+    ) -> Prediction:
         """Predict the observed sites.
 
         Args:
             latents: Site -> ``(draw, ...)``.
             batch: The batch; targets are not looked at.
             seed: Of the stream.
+            max_bytes: Memory of one vectorised block of draws, about.
+            compile: Whether to compile such a block.
 
         Returns:
-            The prediction, without ``log_prob``.
+            The prediction; with ``log_prob`` if exactly one site is observed and no latent is summed out, so that the
+            site's distribution in a replicate is that of the data.
         """
         with self.bound(), stream(seeded(seed, self.device)):
             first = {k: v[0] for k, v in latents.items()}
-            observed = _observed(self.model_trace(first, batch))
-        free = observed or _observed(self._free_trace(first, batch, seed))
+            nodes = self.model_trace(first, batch).nodes
+            observed = _observed(nodes)
+        free = observed or _observed(self._free_trace(first, batch, seed).nodes)
+        given = {n: nodes[n] for n in observed} if len(observed) == 1 and self._nesting is None else {}
 
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = self.model_trace(values, batch, observed=False)
@@ -235,14 +302,17 @@ class Runs:
                     mean = _mean(fn)
                     if mean is not None:
                         out[f"means/{name}"] = mean.expand(shape)
+                if name in given:
+                    density = fn.log_prob(given[name]["value"])
+                    out[f"log_prob/{name}"] = scale_and_mask(density, mask=given[name]["mask"])
             return out
 
-        found = self.map(one, _count(latents), latents, seed=seed)
-        kinds: dict[str, dict[str, Tensor]] = {"samples": {}, "probs": {}, "means": {}}
+        found = self.map(one, _count(latents), latents, seed=seed, max_bytes=max_bytes, compile=compile)
+        kinds: dict[str, dict[str, Tensor]] = {"samples": {}, "probs": {}, "means": {}, "log_prob": {}}
         for key, value in found.items():
             kind, name = key.split("/", 1)
             kinds[kind][name] = value
-        return Prediction(kinds["samples"], kinds["means"], kinds["probs"])
+        return Prediction(**kinds)
 
     def _free_trace(self, first: Mapping[str, Tensor], batch: Batch, seed: int) -> Any:
         """Trace the model on a batch without targets, marking the sites that a batch with targets would observe."""
@@ -282,7 +352,35 @@ class Runs:
             model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
             return {"w": torch.as_tensor(model_trace.log_prob_sum() - guide_trace.log_prob_sum())}
 
-        return self.map(one, num, seed=seed, max_bytes=2**20)["w"]
+        return self.map(one, num, seed=seed)["w"]
+
+
+class _Peak(TorchDispatchMode):
+    """Measure the most bytes of new tensors that are alive at a time within a block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self._now = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(found):
+            if isinstance(value, Tensor) and value._base is None:
+                storage = value.untyped_storage()
+                key = storage.data_ptr()
+                if key and key not in self._alive:
+                    self._alive[key] = storage.nbytes()
+                    self._now += storage.nbytes()
+                    self.bytes = max(self.bytes, self._now)
+                    weakref.finalize(storage, self._gone, key)
+        return found
+
+    def _gone(self, key: int) -> None:
+        self._now -= self._alive.pop(key, 0)
 
 
 class Replicate(UnconditionMessenger):  # type: ignore[misc]
@@ -339,10 +437,10 @@ def _deterministic(site: Any) -> bool:
     return site["infer"].get("_deterministic", False) is True
 
 
-def _observed(trace: Any) -> list[str]:
+def _observed(nodes: Mapping[str, Any]) -> list[str]:
     return [
         n
-        for n, s in trace.nodes.items()
+        for n, s in nodes.items()
         if s["type"] == "sample" and s["is_observed"] and not _deterministic(s) and not _subsample(s)
     ]
 

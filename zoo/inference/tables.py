@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from zoo import tasks
 from zoo.datasets.files import open_table
 from zoo.datasets.tables import encode
 from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
-from zoo.inference.predictive import Prediction
+from zoo.inference.predictive import Prediction, block_seed
 from zoo.tasks.classification import probabilities
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ SUFFIXES = (".csv", ".npz", ".parquet")
 
 _CHUNK_CELLS = 2**20  # draws x rows x classes that are predicted at a time
 _SCORED_CELLS = 2**23  # that are kept for the scores
-_DRAW_BYTES = 2**28  # of latents that are drawn at a time
 _KINDS = ("samples", "means", "probs", "log_prob")
 
 
@@ -105,7 +103,7 @@ def predict_table(
     values = np.empty((rows, len(labels) or 4))
     kept = _Kept(-(-rows // stride)) if stride else None
     for start, chunk in _chunks(batch, max(1, _CHUNK_CELLS // width), data.whole):
-        found = _predict(posterior, chunk, num, seed=seed, start=start)
+        found = posterior.predict(chunk, num, seed=block_seed(seed, start))
         size = len(chunk["index"])
         if labels:
             values[start : start + size] = probabilities(found, size, site=task.site).numpy()
@@ -168,25 +166,6 @@ def _chunks(batch: Batch, size: int, whole: frozenset[str]) -> Iterator[tuple[in
         yield start, {k: v if k in whole else v[start : start + size] for k, v in batch.items()}
 
 
-def _predict(posterior: Posterior, batch: Batch, num: int, *, seed: int, start: int) -> Prediction:
-    """Predict one chunk of rows; draws of a guide are made a block at a time, so that large networks fit in memory."""
-    if posterior.engine != "svi":
-        return posterior.predict(batch, num, seed=_stream(seed, start, 0))
-    size = sum(v.numel() * v.element_size() for v in posterior.draws(1, batch=batch).values())
-    block = max(1, min(num, _DRAW_BYTES // max(size, 1)))
-    blocks = [
-        posterior.predict(batch, min(block, num - at), seed=_stream(seed, start, at)) for at in range(0, num, block)
-    ]
-    return _joined(blocks)
-
-
-def _stream(seed: int, start: int, block: int) -> int:
-    """Return the seed of one block, so that chunks do not repeat each other's noise; the first keeps the seed."""
-    if start == block == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/{start}/{block}".encode()).digest()[:7], "big")
-
-
 def _numbers(found: Prediction, posterior: Posterior, interval: float, site: str) -> NDArray[Any]:
     """Return mean, standard deviation and interval in the target's unit, ``(rows, 4)``."""
     target = posterior.data.target
@@ -223,15 +202,3 @@ class _Kept:
 
     def prediction(self) -> Prediction:
         return Prediction(*self._kinds.values())
-
-
-def _joined(parts: Sequence[Prediction]) -> Prediction:
-    """Join predictions of the same rows from several blocks of draws."""
-    if len(parts) == 1:
-        return parts[0]
-    return Prediction(
-        *(
-            {site: torch.cat([getattr(part, kind)[site] for part in parts]) for site in getattr(parts[0], kind)}
-            for kind in _KINDS
-        )
-    )

@@ -583,7 +583,7 @@ def prune(
     limit: float | None = None,
     turns: int = 6,
     fraction: float = 0.35,
-    steps: int = 2_000,
+    steps: int = 6_000,
     learning_rate: float = 2e-3,
     final: bool = True,
     seed: int = 0,
@@ -593,7 +593,7 @@ def prune(
     A turn goes along the path of :func:`choose_units` to the smallest network whose validation error, rounded, is
     within 1.3 times the limit, but from the second turn on at least until ``fraction`` of the weights are gone. Then
     the smaller pair is fitted further, from the parameters of the larger, which lowers the error again. The turns end
-    where it stays above the limit by more than one of its standard errors. Of the networks after each turn, the
+    where it stays above the limit by more than half of its standard error. Of the networks after each turn, the
     smallest is taken whose validation error, rounded, is within the limit: the error of the whole network and
     ``tolerance`` of its standard errors, or the number given. Training rows fit and validation rows choose; once the
     choice is made, the network taken is fitted further on both.
@@ -653,7 +653,7 @@ def prune(
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
         if error <= limit:
             best = now
-        elif error > limit + math.sqrt(error * (1 - error) / rows):
+        elif error > limit + 0.5 * math.sqrt(error * (1 - error) / rows):
             break
     if best is None:
         return posterior
@@ -1043,8 +1043,9 @@ def _measure_convolutional(seed: int, fast: bool) -> dict[str, float]:
 def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
     """Fit both priors and what they are compared with: mean field, sparse dropout, a dense network, its cheaper forms.
 
-    Pruning may go on until the validation error is that of a dense network, trained on the same rows. As the pruned
-    networks in the end, all others are then trained on the validation rows too.
+    Pruning may go on until the validation error is that of a dense network trained on the same rows, less half of its
+    standard error, since the smallest network within a limit is within it by luck too. As the pruned networks in the
+    end, all others are then trained on the validation rows too.
 
     Args:
         hyper: The architecture.
@@ -1064,7 +1065,7 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
     steps = 5_000
     if hyper.channels:
         options |= {"steps": 1_500, "batch_size": 64}
-        turns |= {"steps": 1_000, "fraction": 0.4}
+        turns |= {"steps": 2_000, "fraction": 0.4}
         steps = 1_500
     if fast:
         options |= {"steps": 60, "batch_size": 64}
@@ -1079,7 +1080,8 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
             found[f"with bits {name}"] = precision
 
     started = time.perf_counter()
-    limit = _error(_dense_fit(net, data, steps, seed), data.split("validation")) / 100
+    error = _error(_dense_fit(net, data, steps, seed), data.split("validation")) / 100
+    limit = error - 0.5 * math.sqrt(error * (1 - error) / len(data.split("validation")["y"]))
     seconds = time.perf_counter() - started
     # The scales of the horseshoe have further to go, so its rate is larger.
     for name, prior, rate in (("GNJ", "normal_jeffreys", 3e-3), ("GHS", "horseshoe", 4e-3 if hyper.channels else 6e-3)):
