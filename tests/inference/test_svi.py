@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
+import warnings
 from dataclasses import replace
 from functools import cache
 
@@ -19,7 +20,7 @@ from torch import nn
 import zoo
 from tests.inference import networks
 from zoo.errors import NonFiniteError, PairError
-from zoo.inference import library, program
+from zoo.inference import library, program, runner
 from zoo.inference.state import Order
 from zoo.inference.svi import Trainer, schedule_table
 from zoo.types import Elbo, Pair, Recipe
@@ -293,7 +294,7 @@ def test_two_fits_in_one_process_equal_the_same_two_alone() -> None:
 
 def test_without_a_compiler_everything_runs_and_says_so_once(monkeypatch) -> None:
     program.no_compiler.cache_clear()
-    zoo.inference.runner._say_once.cache_clear()
+    runner._say_once.cache_clear()
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     pair, batch = conjugate()
     try:
@@ -313,7 +314,7 @@ def test_what_cannot_be_traced_runs_eagerly_with_the_reason() -> None:
         with pyro.plate("datum", 4, subsample=batch["index"]):
             pyro.sample("y", dist.Normal(mu, flat), obs=batch["y"])
 
-    zoo.inference.runner._say_once.cache_clear()
+    runner._say_once.cache_clear()
     pair, batch = conjugate()
     with pytest.warns(RuntimeWarning, match="cannot be traced at site 'mu'"):
         posterior = zoo.fit(Pair(model, pair.guide), batch, steps=10)
@@ -347,6 +348,32 @@ def test_module_weights_are_read_from_the_store_and_buffers_are_state() -> None:
     # Evaluation mode uses the running statistics: one row alone is predicted as within its batch.
     one = posterior.predict({"x": x[:1]}, n=2).means["y"][0, 0]
     assert float(one) == pytest.approx(float(mean[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(nn.LSTM, 6), (nn.GRU, 6), (nn.LSTM, 40)])
+def test_short_recurrences_are_compiled_and_long_ones_say_why_not(kind: type[nn.RNNBase], steps: int) -> None:
+    net = kind(2, 4, batch_first=True)
+    x = torch.randn(16, steps, 2, generator=torch.Generator().manual_seed(0))
+
+    def model(batch):
+        pyro.module("net", net)
+        mean = net(batch["x"])[0][:, -1].sum(-1)
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("datum", 16, subsample=batch["index"]):
+            pyro.sample("y", dist.Normal(mean, scale), obs=batch["y"])
+
+    def guide(batch):
+        pyro.sample("scale", dist.LogNormal(pyro.param("s", torch.tensor(0.0)), 0.1))
+
+    batch = {"x": x, "y": x[..., 0].mean(-1), "index": torch.arange(16)}
+    runner._say_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = zoo.fit(Pair(model, guide), batch, steps=20)
+    eager = zoo.fit(Pair(model, guide), batch, steps=20, compile=False)
+    assert torch.allclose(found.losses, eager.losses, rtol=1e-4)
+    assert found.info["compiled"] is (steps <= 30)
+    assert any("lstm takes 40 steps" in str(w.message) for w in caught) is (steps > 30)
 
 
 # -------------------------------------------------------------------------------------------------- large graphs

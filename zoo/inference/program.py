@@ -48,6 +48,7 @@ __all__ = [
     "stream",
 ]
 
+_MOST_STEPS = 30  # of a recurrent layer that is unrolled
 _WORK = 5e8  # floating-point operations of a call for which another thread pays
 
 # What makes a compiled program draw the eager run's random numbers: torch's own generators, in the order of the graph
@@ -160,6 +161,8 @@ class _Bound(TorchFunctionMode):
                 answer = _answer(func, code.co_name, args)
                 if answer is not NotImplemented:
                     return answer
+        if self.tracing and func in _RECURRENT:
+            return _unroll(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _swap(self, value: Any) -> Any:
@@ -186,6 +189,28 @@ def _answer(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
     if func is torch.Tensor.__float__ and caller == "_get_common_scale":
         return float(id(args[0]))  # Pyro's comment: a cheap comparison by identity
     return NotImplemented
+
+
+_RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+
+
+def _unroll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a recurrent layer so that a short sequence becomes plain operations, and refuse a long one."""
+    x, packed = args[0], isinstance(args[1], Tensor) and args[1].dim() == 1
+    if not packed:
+        _, _, _, _, layers, _, _, bidirectional, batch_first = args
+        steps = x.shape[1 if batch_first else 0] * layers * (2 if bidirectional else 1)
+        if steps > _MOST_STEPS:
+            raise NotImplementedError(
+                f"torch's {func.__name__} takes {steps} steps, which would all stand in the graph; up to {_MOST_STEPS} "
+                "are compiled, and so long a recurrence is as fast without"
+            )
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # with it, the layer is an operation that no library can call
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 class LastSite(Messenger):  # type: ignore[misc]
@@ -576,6 +601,9 @@ def _ahead_of_time(
     with _threads(threads):
         path = build(flat, [*example, *constants], {**_SAME_DRAWS, "cpp.threads": threads})
     library = Library(path, example, constants)
+    count = len(end.args[0])
+    trial = torch.empty(value.shape, dtype=value.dtype)  # some operations fail only when they are called
+    library.run(example, steps=1, first=trial, back=[-1] * count, out=[None] * count)
     first = (tuple(value.shape), value.dtype)
     return Program(eager, "", len(flat.graph.nodes), library, threads, first, surplus)
 
