@@ -42,6 +42,7 @@ _BRIDGE = r"""
 #include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
+#include <torch/version.h>
 
 #include <cmath>
 #include <cstdint>
@@ -56,7 +57,11 @@ extern "C" void omp_set_num_threads(int) __attribute__((weak));
 static thread_local std::string failure;
 
 struct Graph {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR > 6
+  Graph(const char* path) : runner(std::string(path), 1, true) {}  // one caller: no locks
+#else
   Graph(const char* path) : runner(std::string(path), 1) {}
+#endif
   torch::inductor::AOTIModelContainerRunnerCpu runner;
   std::vector<std::vector<int64_t>> sizes, strides;
   std::vector<at::TensorOptions> options;
