@@ -36,6 +36,7 @@ class Check:
         verdict: ``pass``, ``warn``, ``fail`` or ``not run``.
         value: What was measured, JSON-able.
         threshold: From where on it warns and fails.
+        level: At most how often it does not pass a correct fit, as designed; measured in ``DIAGNOSTICS.md``.
         source: Where the threshold comes from.
         explanation: One sentence for a newcomer; for ``not run``, the reason.
         figure: Kind of figure that shows ``data``; empty if there is none.
@@ -49,6 +50,7 @@ class Check:
     verdict: Verdict
     value: Any = None
     threshold: str = ""
+    level: float = 0.05
     source: str = ""
     explanation: str = ""
     figure: str = ""
@@ -61,7 +63,7 @@ class Check:
         Returns:
             A dict that ``json.dumps`` takes; numbers that JSON cannot hold become null.
         """
-        names = ("name", "title", "about", "verdict", "value", "threshold", "source", "explanation", "error")
+        names = ("name", "title", "about", "verdict", "value", "threshold", "level", "source", "explanation", "error")
         return {name: jsonable(getattr(self, name)) for name in names}
 
 

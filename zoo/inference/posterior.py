@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.errors import ArtifactError, DataError, PairError, ZooError
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
-from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, hyper_from_json, hyper_to_json
+from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
 if TYPE_CHECKING:
     import arviz
@@ -95,6 +95,72 @@ class Posterior:
     def __repr__(self) -> str:
         what = f"{len(self.losses)} steps" if self.engine == "svi" else f"{self._chain_shape()} draws"
         return f"Posterior({self.name!r}, data={self.data.name!r}, engine={self.engine!r}, {what})"
+
+    @classmethod
+    def from_store(
+        cls,
+        pair: Pair,
+        data: Dataset | Batch,
+        *,
+        name: str = "pair",
+        losses: Sequence[float] | Tensor = (),
+        recipe: Recipe | None = None,
+    ) -> Posterior:
+        """Return the posterior of a pair whose parameters stand in Pyro's parameter store, trained in any loop.
+
+        The store and the modules are copied; what trains on does not change the posterior.
+
+        Args:
+            pair: Model and guide, as they were trained.
+            data: Data set, or the whole training batch.
+            name: What to call it.
+            losses: Loss of every step, for the check of the optimiser.
+            recipe: How it was trained, for the checks that fit again; without one they do not run.
+
+        Returns:
+            The posterior.
+
+        Raises:
+            PairError: If there is no guide, or the store lacks a parameter of the pair.
+        """
+        import pyro
+
+        from zoo.inference.runner import _dataset, trainer_layout, versions
+
+        if pair.guide is None:
+            raise PairError("this pair has no guide, so nothing of it was trained")
+        dataset = _dataset(data, None)
+        stored = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
+        floating = next((p for p in stored.values() if p.is_floating_point()), torch.empty(0))
+        layout = trainer_layout(pair, dataset, dtype=floating.dtype, device=floating.device)
+        for key in layout.names:
+            if key not in stored:
+                raise PairError(f"the parameter store has no '{key}'; train the pair first, in this store")
+            if stored[key].shape != layout.values[key].shape:
+                raise PairError(
+                    f"the parameter store holds '{key}' of shape {tuple(stored[key].shape)}; the pair has "
+                    f"{tuple(layout.values[key].shape)}"
+                )
+        history = torch.as_tensor(losses, dtype=torch.float64).detach().flatten()
+        info: dict[str, Any] = {
+            "dtype": str(floating.dtype).removeprefix("torch."),
+            "device": str(floating.device),
+            "steps": len(history),
+            "versions": versions(),
+        }
+        if recipe is not None:
+            info |= {"recipe": dataclasses.asdict(recipe), "steps": recipe.steps}
+        return cls(
+            pair=pair,
+            data=dataset,
+            engine="svi",
+            name=name,
+            layout=layout,
+            values={n: stored[n] for n in layout.names},
+            buffers=list(layout.buffer_values.values()),
+            history={"elbo": history},
+            info=info,
+        )
 
     # ------------------------------------------------------------------------------------------ what was found
     @property

@@ -19,7 +19,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from zoo.errors import NonFiniteError, PairError
+from zoo.errors import DataError, NonFiniteError, PairError
 from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
 from zoo.inference.state import Order, State
@@ -145,6 +145,34 @@ class Trainer:
                     self._traceable_step, self._inputs(self._example_rows()), eager=self._step
                 )
             self.compile_seconds = time.perf_counter() - started
+
+    def restart(self, batch: Batch, *, seed: int) -> None:
+        """Begin a new fit on other data of the same shapes; what was compiled serves it too.
+
+        Args:
+            batch: Training batch, with the entries, shapes and types of the first.
+            seed: Of the new fit's random stream, initial values included.
+
+        Raises:
+            DataError: If an entry has another shape.
+        """
+        data = {k: _to(v, self.dtype, self.device) for k, v in batch.items()}
+        for key, like in self.data.items():
+            if key not in data or data[key].shape != like.shape or data[key].dtype != like.dtype:
+                raise DataError(f"batch entry '{key}' must be {like.dtype} of shape {tuple(like.shape)}, as before")
+        self.data = {k: data[k] for k in self.data}
+        rng = seeded(seed, self.device)
+        with self._world(), stream(rng):
+            fresh = self._discover().values
+        self.state = State(
+            theta=torch.cat([fresh[n].reshape(-1) for n in self.layout.names]),
+            moments=[torch.zeros_like(m) for m in self.state.moments],
+            counts=torch.zeros_like(self.state.counts),
+            step=torch.zeros_like(self.state.step),
+            buffers=[b.clone() for b in self.layout.buffer_values.values()],
+            rng=rng,
+            order=None if self.rows is None else Order.fresh(self.rows, int(self.recipe.batch_size or 0), seed),
+        )
 
     # -------------------------------------------------------------------------------------------- one step
     def _world(self, *, validate: bool = False) -> Any:
