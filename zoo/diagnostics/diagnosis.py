@@ -7,41 +7,98 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zoo.diagnostics import inference, predictive
+from zoo.diagnostics import inference, predictive, refits, sensitivity
 from zoo.diagnostics.check import About, Check, NotApplicable
 from zoo.errors import UnknownNameError, suggest
 
 if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
+    from zoo.inference.progress import Progress
+    from zoo.types import Batch
 
-__all__ = ["CHECKS", "Diagnosis", "Use", "diagnose"]
+__all__ = ["CHECKS", "FULL", "Diagnosis", "Use", "diagnose"]
 
 Use: TypeAlias = Literal["usable", "usable with care", "do not use"]
+
+_DRAWS = ("num_draws", "seed")
+_HELD = ("held", "num_draws", "seed")
 
 # Name -> function, what it concerns, title while it has not run, and which settings it takes.
 CHECKS: dict[str, tuple[Callable[..., Check], About, str, tuple[str, ...]]] = {
     "optimiser_stationarity": (inference.optimiser_stationarity, "parameters", "Has the optimiser settled?", ()),
-    "pareto_k": (inference.pareto_k, "parameters", "Is the guide close to the posterior?", ("num_draws", "seed")),
-    "funnel": (inference.funnel, "parameters", "Is there a funnel that the fit misses?", ("num_draws", "seed")),
-    "restart_agreement": (
-        inference.restart_agreement,
+    "pareto_k": (inference.pareto_k, "parameters", "Is the guide close to the posterior?", _DRAWS),
+    "pareto_k_rows": (
+        inference.pareto_k_rows,
         "parameters",
-        "Do other starting points agree?",
-        ("num_draws", "seed"),
+        "Is the guide close to the posterior of every row?",
+        _DRAWS,
+    ),
+    "moment_bounds": (
+        inference.moment_bounds,
+        "parameters",
+        "What is guaranteed about means and spreads?",
+        _DRAWS,
+    ),
+    "funnel": (inference.funnel, "parameters", "Is there a funnel that the fit misses?", _DRAWS),
+    "restart_agreement": (inference.restart_agreement, "parameters", "Do other starting points agree?", _DRAWS),
+    "vi_against_nuts": (
+        refits.vi_against_nuts,
+        "parameters",
+        "Does NUTS find the same posterior?",
+        ("seed", "progress"),
+    ),
+    "simulation_calibration": (
+        refits.simulation_calibration,
+        "parameters",
+        "Does the same fit recover simulated truths?",
+        ("refits",),
+    ),
+    "interval_coverage": (
+        refits.interval_coverage,
+        "parameters",
+        "Do intervals of the parameters hold what they say?",
+        ("refits",),
     ),
     "r_hat": (inference.r_hat, "parameters", "Do the chains agree?", ()),
     "ess": (inference.ess, "parameters", "Are there enough independent draws?", ()),
     "divergences": (inference.divergences, "parameters", "Did the sampler get everywhere?", ()),
     "e_bfmi": (inference.e_bfmi, "parameters", "Did the sampler explore the tails?", ()),
+    "prior_predictive_check": (
+        predictive.prior_predictive_check,
+        "parameters",
+        "Does the prior expect such data?",
+        _DRAWS,
+    ),
+    "power_scaling": (sensitivity.power_scaling, "parameters", "Does the prior decide the result?", _DRAWS),
     "predictive_check": (
         predictive.predictive_check,
         "predictions",
         "Does the fitted model reproduce the data?",
-        ("num_draws", "seed"),
+        _DRAWS,
     ),
-    "calibration": (predictive.calibration, "predictions", "Do predictions hold what they say?", ("num_draws", "seed")),
-    "loo": (predictive.loo, "comparison", "Can leave-one-out be trusted?", ("num_draws", "seed")),
+    "calibration": (predictive.calibration, "predictions", "Do predictions hold what they say?", _HELD),
+    "scores": (predictive.scores, "predictions", "Are predictions as good as they claim?", _HELD),
+    "selective_prediction": (predictive.selective_prediction, "predictions", "Does it know where it errs?", _HELD),
+    "out_of_distribution": (
+        predictive.out_of_distribution,
+        "predictions",
+        "Is it unsure about rows from elsewhere?",
+        ("ood", *_HELD),
+    ),
+    "loo": (predictive.loo, "comparison", "Can leave-one-out be trusted?", _DRAWS),
+    "k_fold": (
+        refits.k_fold,
+        "comparison",
+        "What does cross-validation by refitting say?",
+        ("num_draws", "seed", "progress"),
+    ),
 }
+
+FULL = ("vi_against_nuts", "simulation_calibration", "interval_coverage", "k_fold")
+"""Checks that fit again, which :func:`diagnose` makes if ``full``, or where they are named."""
+
+# Checks whose warning says that nothing is guaranteed, which is no evidence against the fit.
+_NO_EVIDENCE = frozenset({"moment_bounds"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,25 +142,39 @@ class Diagnosis:
 
 
 def diagnose(
-    posterior: Posterior, *, checks: Sequence[str] | None = None, seed: int = 0, num_draws: int = 1_000
+    posterior: Posterior,
+    *,
+    checks: Sequence[str] | None = None,
+    full: bool = False,
+    seed: int = 0,
+    num_draws: int = 1_000,
+    num_refits: int = 100,
+    ood: Batch | None = None,
+    progress: Progress | None = None,
 ) -> Diagnosis:
     """Run every check that applies to a fit, and say what may be done with it.
 
     A check that does not apply, or that an exception ended, is reported as ``not run`` with the reason; the exception's
     text and place stand in :attr:`Check.error`.
 
-    The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains) means that their
+    The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains, refits) means that their
     posterior must not be read. Predictions average over the parameters and can be good all the same, as those of a
     large network whose joint posterior no guide matches; under SVI they are judged by what was measured on held-out
     rows, and without such rows a failed check of the parameters counts against them too. Data that the model does not
     reproduce count against predictions likewise, unless held-out rows speak for them: then care is asked for. Chains
-    that failed are not draws from the posterior, so nothing computed from them is used.
+    that failed are not draws from the posterior, so nothing computed from them is used. Bounds that guarantee nothing
+    are no evidence against a fit, and change no verdict.
 
     Args:
         posterior: A fit.
-        checks: Names of the checks to run; ``None`` runs all.
+        checks: Names of the checks to run; ``None`` runs all, without those that fit again unless ``full``.
+        full: Also fit again: to data simulated from the prior, by NUTS, and in folds. That takes as long as the
+            refits do.
         seed: Of every draw.
         num_draws: Draws per check; large models take fewer.
+        num_refits: Refits to simulated data.
+        ood: Rows from another distribution, for the check that asks for them.
+        progress: Told of every refit.
 
     Returns:
         The diagnosis.
@@ -111,12 +182,26 @@ def diagnose(
     Raises:
         UnknownNameError: If there is no check of such a name.
     """
-    names = list(CHECKS) if checks is None else list(checks)
+    names = [n for n in CHECKS if full or n not in FULL] if checks is None else list(checks)
     for name in names:
         if name not in CHECKS:
             raise UnknownNameError(f"check '{name}' is unknown{suggest(name, CHECKS)}")
-    done = tuple(_run(posterior, name, {"seed": seed, "num_draws": num_draws}) for name in names)
+    settings: dict[str, Any] = {"seed": seed, "num_draws": num_draws, "ood": ood, "progress": progress}
+    settings["refits"] = refits.Refits(posterior, num=num_refits, seed=seed, progress=progress)
+    done = []
+    for name in names:
+        if "held" in CHECKS[name][3] and "held" not in settings:
+            settings["held"] = _held(posterior, num_draws, seed)
+        done.append(_run(posterior, name, settings))
     return conclude(done, sampled=posterior.engine == "nuts")
+
+
+def _held(posterior: Posterior, num_draws: int, seed: int) -> predictive.HeldOut | None:
+    """Predict the held-out rows once for all checks; where that fails, each check says why."""
+    try:
+        return predictive.held_out(posterior, num_draws=num_draws, seed=seed)
+    except Exception:
+        return None
 
 
 def _run(posterior: Posterior, name: str, settings: dict[str, Any]) -> Check:
@@ -150,7 +235,7 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
         The diagnosis; see :func:`diagnose` for the rule.
     """
     about = {
-        kind: [c for c in checks if c.about == kind and c.verdict != "not run"]
+        kind: [c for c in checks if c.about == kind and c.verdict != "not run" and c.name not in _NO_EVIDENCE]
         for kind in ("parameters", "predictions", "comparison")
     }
     broken = [c for c in checks if c.error]
@@ -158,10 +243,14 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
     parameters = _use(about["parameters"])
     predictions = _use(about["predictions"])
     held_out = [c for c in about["predictions"] if c.name == "calibration"]
-    if predictions == "do not use" and held_out and held_out[0].verdict != "fail":
+    measured = {"calibration", "scores", "selective_prediction", "out_of_distribution"}
+    bad = any(c.verdict == "fail" and c.name in measured for c in about["predictions"])
+    if predictions == "do not use" and held_out and not bad:
         predictions = "usable with care"
     # Without a look at the approximation itself nothing vouches for the parameters.
-    vouched = any(c.name in ("pareto_k", "r_hat") for c in about["parameters"])
+    vouched = any(
+        c.name in ("pareto_k", "r_hat", "vi_against_nuts", "simulation_calibration") for c in about["parameters"]
+    )
     if not vouched and parameters == "usable":
         parameters = "usable with care"
         reasons.append(
@@ -191,7 +280,7 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
     if verdict == "usable" and (broken or any(c.verdict != "pass" for c in about["comparison"])):
         verdict = "usable with care"
     for wanted in ("fail", "warn"):
-        reasons += [c.explanation for c in checks if c.verdict == wanted]
+        reasons += [c.explanation for c in checks if c.verdict == wanted and c.name not in _NO_EVIDENCE]
     reasons += [f"{c.title} {c.explanation}" for c in broken]
     if not reasons:
         reasons = ["Every check that applies passed."]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from zoo.diagnostics.adapter import _base, sites
+from zoo.diagnostics.adapter import _base, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.types import Alternating
 
@@ -29,8 +30,10 @@ __all__ = [
     "funnel",
     "khat",
     "khat_threshold",
+    "moment_bounds",
     "optimiser_stationarity",
     "pareto_k",
+    "pareto_k_rows",
     "r_hat",
     "restart_agreement",
 ]
@@ -329,6 +332,184 @@ def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, 
         explanation=words,
         figure="khat" if finite.size else "",
         data={"values": values, "pooled": np.array(pooled), "limit": np.array(limit)},
+    )
+
+
+def pareto_k_rows(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int = 500, seed: int = 0) -> Check:
+    r"""Check a guide of latents that every row has for itself, row by row, by the tail of its importance weights.
+
+    At one draw :math:`\theta` of the shared latents the weights of row :math:`n` are
+    :math:`p(y_n, z_n \mid \theta) / q(z_n \mid \theta)`, over draws of :math:`z_n`; rows do not add up, as they do
+    in the joint weights, so the check works for any number of rows.
+
+    Args:
+        posterior: A fit by SVI whose rows have latents.
+        num_draws: Draws per row.
+        max_rows: Rows at most, a random subset.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If no row has latents of its own, or they are points.
+
+    References:
+        Yao et al. (2018), arXiv:1802.02538, sec. 3; Vehtari et al. (2024), JMLR 25(72).
+    """
+    _needs_guide(posterior)
+    batch = posterior._prepare(None)
+    index = batch.get("index")
+    if index is not None and len(index) > max_rows:
+        rows = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:max_rows].sort().values
+        batch = take_rows(posterior.data, batch, rows)
+    first = {k: v[0] for k, v in posterior.draws(1, batch=batch, seed=seed).items()}
+    known = sites(posterior, batch, first)
+    if any(s.kind == "enumerated" for s in known.values()):
+        raise NotApplicable("the model sums out discrete latents, whose rows cannot be weighted one by one")
+    plates = {s.dims[s.row_axis] for s in known.values() if s.row_axis is not None}
+    local = [s.name for s in known.values() if s.kind == "latent" and s.row_axis is not None and s.name in first]
+    if not local:
+        raise NotApplicable("no row has latents of its own")
+    shared = {n: v for n, v in first.items() if n not in local}
+    model, guide = posterior.pair.model, posterior.pair.guide
+    assert guide is not None
+
+    def per_row(trace: Any, sign: float) -> Tensor:
+        total: Any = 0.0
+        for node in trace.nodes.values():
+            frame = next((f for f in node.get("cond_indep_stack", ()) if f.name in plates), None)
+            if node["type"] != "sample" or frame is None or type(node["fn"]).__name__ == "_Subsample":
+                continue
+            value = scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
+            axis = value.ndim + frame.dim
+            total = total + sign * value.movedim(axis, 0).flatten(1).sum(1) if value.ndim > 1 else total + sign * value
+        return torch.as_tensor(total)
+
+    def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        drawn = poutine.trace(poutine.condition(guide, data=shared)).get_trace(batch)
+        if any(node["infer"].get("is_auxiliary") for node in drawn.nodes.values() if node["type"] == "sample"):
+            raise NotApplicable(
+                "the guide draws all latents from one auxiliary variable, so rows cannot be taken apart"
+            )
+        for name in shared:
+            drawn.nodes[name]["is_observed"] = False
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+        return {"w": per_row(trace, 1.0) + per_row(drawn, -1.0)}
+
+    draws = affordable(posterior, num_draws, least=200, rows=max_rows)
+    weights = _array(posterior.runs.map(one, draws, seed=seed)["w"])
+    if weights.ndim != 2 or not np.ptp(weights, axis=0).any():
+        raise NotApplicable("the guide holds the rows' latents at points, or is exact up to rounding")
+    values = np.array([khat(w) for w in weights.T])
+    limit = khat_threshold(draws)
+    share = float((values > limit).mean())
+    verdict = _judge(share, 0.05, 0.2)
+    return Check(
+        name="pareto_k_rows",
+        title="Is the guide close to the posterior of every row?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "share of rows with large k-hat": share,
+            "median k-hat": float(np.median(values)),
+            "largest k-hat": float(values.max()),
+            "rows": len(values),
+            "draws": draws,
+        },
+        threshold=f"share of rows with k-hat above {limit:.2f}: warn above 5%, fail above 20%",
+        source=f"{_VEHTARI_2024}; {_YAO_2018}; shares: ours",
+        explanation="The guide covers the posterior of the rows' own latents."
+        if verdict == "pass"
+        else f"For {100 * share:.0f}% of the rows the guide misses part of the posterior of their own latents: do not "
+        "interpret single rows; use a richer guide, or optimise those rows further.",
+        figure="loo",
+        data={"values": values, "limit": np.array(limit)},
+    )
+
+
+def moment_bounds(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
+    r"""Bound how wrong the guide's means and standard deviations can be, from its importance weights alone.
+
+    With :math:`\mathrm{D}_2 = 2(\mathrm{CUBO}_2 - \mathrm{ELBO})`, an upper bound on the Renyi divergence
+    :math:`\mathrm{D}_2(p \| q)` since the ELBO lies below the log evidence, and
+    :math:`\chi^2 = e^{\mathrm{D}_2} - 1`, Cauchy and Schwarz give for every element, in the guide's own standard
+    deviations :math:`s`,
+
+    .. math:: |m_p - m_q| \le W_1 \le s \sqrt{\chi^2}, \qquad
+        |s_p - s_q| \le W_2 \le \sqrt{2}\, (\mathrm{E}_q (x - m_q)^4)^{1/4} (\chi^2)^{1/4}.
+
+    A marginal's divergence is at most the joint one, so the bounds hold element by element; the constant
+    :math:`2^{1 - 1/p}` is Villani's, in the place of the paper's 2. Both moments of the weights must be finite: where
+    k-hat exceeds one half the bounds are vacuous, as they are where they allow an error of one standard deviation.
+
+    Args:
+        posterior: A fit by SVI.
+        num_draws: Draws; five times as many are taken where they are cheap.
+        seed: Of the draws.
+
+    Returns:
+        The check. A vacuous bound is a warning that nothing is guaranteed, and no evidence of an error.
+
+    Raises:
+        NotApplicable: If there is no guide, or it is a point.
+
+    References:
+        Huggins, Kasprzak, Campbell, Broderick (2020), Validated variational inference via practical posterior error
+        bounds, AISTATS, arXiv:1910.04102, theorems 3.2 to 3.4 and algorithm 1; Villani (2009), theorem 6.15.
+    """
+    from scipy.special import logsumexp
+
+    _needs_guide(posterior)
+    if not point_sites(posterior)[1]:
+        raise NotApplicable("the guide is a point estimate, whose weights say nothing about spreads")
+    draws = affordable(posterior, 5 * num_draws)
+    weights = _array(posterior.log_weights(draws, seed=seed))
+    k = khat(weights)
+    count = min(draws, num_draws)
+    elements = _elements({n: _array(v)[None] for n, v in posterior.draws(count, seed=seed).items()})
+    elements = {n: v for n, v in elements.items() if v.std() > 0}
+    # fourth moment in standard deviations, three for a normal
+    fourth = max(float(((v - v.mean()) ** 4).mean() / v.var() ** 2) for v in elements.values())
+    finite = k <= 0.5 and bool(np.isfinite(weights).all())
+    divergence = math.inf
+    if finite:
+        divergence = max(float(logsumexp(2 * weights) - math.log(draws) - 2 * weights.mean()), 0.0)
+    chi = math.expm1(divergence) if divergence < 50 else math.inf
+    mean, sd = math.sqrt(chi), math.sqrt(2) * (fourth * chi) ** 0.25
+    verdict: Verdict = "pass" if mean <= 0.5 else "warn"
+    if verdict == "pass":
+        words = f"Whatever the posterior is, its means lie within {mean:.2f} of the guide's standard deviations" + (
+            f", its standard deviations within {sd:.2f}." if sd < 1 else "; its spreads are not bounded usefully."
+        )
+    elif not finite:
+        words = (
+            "The bounds are vacuous: the importance weights seem to have no finite second moment, so nothing is "
+            "guaranteed about the guide's means and spreads; that alone does not say that they are wrong."
+        )
+    else:
+        vacuous = "vacuous" if mean >= 1 else "wide"
+        words = (
+            f"The bounds are {vacuous}: they allow means to be wrong by {mean:.2g} of the guide's standard deviations; "
+            "that alone does not say that they are."
+        )
+    return Check(
+        name="moment_bounds",
+        title="What is guaranteed about means and spreads?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "error of means, at most, in sd": mean,
+            "error of sd, at most, in sd": sd,
+            "Renyi divergence of order 2, at most": divergence,
+            "k-hat": k,
+            "draws": draws,
+        },
+        threshold="bound on the error of means: warn above 0.5 standard deviations of the guide, or where k-hat "
+        "exceeds "
+        "0.5 so that there is none",
+        source="Huggins, Kasprzak, Campbell, Broderick (2020), AISTATS, arXiv:1910.04102; 0.5: ours",
+        explanation=words,
     )
 
 

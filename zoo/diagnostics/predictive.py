@@ -1,9 +1,10 @@
-"""Checks of what a fit says about data: replicated data, calibration on held-out rows, leave-one-out."""
+"""Checks of what a fit says about data: replicated data, held-out rows, leave-one-out."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,21 @@ if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
     from zoo.types import Batch
 
-__all__ = ["Loo", "calibration", "expected_calibration_error", "leave_one_out", "loo", "predictive_check"]
+__all__ = [
+    "HeldOut",
+    "Loo",
+    "calibration",
+    "expected_calibration_error",
+    "held_out",
+    "leave_one_out",
+    "loo",
+    "out_of_distribution",
+    "predictive_check",
+    "prior_predictive_check",
+    "risk_coverage",
+    "scores",
+    "selective_prediction",
+]
 
 _MOST_ROWS = 2_000
 _MOST_VALUES = 5_000  # values of one replicated data set kept for its figure
@@ -69,7 +84,8 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
 
     For numbers: mean, standard deviation, smallest and largest value, with two-sided p-values
     :math:`2 \min(\Pr[T(y^*) \ge T(y)], \Pr[T(y^*) \le T(y)])`, ties halved. For classes: Pearson's distance between the
-    class counts and their mean over replicates, with the p-value :math:`\Pr[T(y^*) \ge T(y)]`.
+    class counts and their mean over replicates, with the p-value :math:`\Pr[T(y^*) \ge T(y)]`. One p-value
+    decides: that of the statistic that deviates most, among the most deviating ones of the replicates.
 
     Args:
         posterior: A fit.
@@ -77,7 +93,7 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         seed: Of the replicates.
 
     Returns:
-        The check: the smallest p-value decides.
+        The check.
 
     Raises:
         NotApplicable: If nothing is observed.
@@ -91,10 +107,149 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
     if not known:
         raise NotApplicable("the model observes no data")
     rows = len(batch["index"]) if "index" in batch else 1
-    count = affordable(posterior, num_draws, least=100, rows=rows)
+    count = affordable(posterior, num_draws, least=200, rows=rows)
     draws = posterior.draws(count, batch=batch, seed=seed)
     replicated = evaluate(posterior, batch, draws, seed=seed).predictive
+    found = _compared(known, nodes, replicated)
+    worst, least = found.worst, found.joint
+    verdict: Verdict = "fail" if least < 0.01 else "warn" if least < 0.05 else "pass"
+    few = len(found.p_values) <= 8
+    return Check(
+        name="predictive_check",
+        title="Does the fitted model reproduce the data?",
+        about="predictions",
+        verdict=verdict,
+        value={"joint p-value": least}
+        | ({"p-values": found.p_values} if few else {"smallest p-value": found.p_values[worst], "of": worst}),
+        threshold="p-value of the most deviating statistic among as many: warn below 0.05, fail below 0.01",
+        source="Gelman, Meng, Stern (1996), Statistica Sinica 6; Bonferroni; p-values are conservative because the "
+        "same "
+        "data were fitted (Bayarri, Berger 2000)",
+        explanation="Data replicated from the fit look like the observed data in every statistic tried."
+        if verdict == "pass"
+        else f"Data replicated from the fit differ from the observed data in the {worst}: the model does not "
+        "describe it.",
+        figure="ppc" if found.data else "",
+        data=found.data,
+    )
+
+
+def prior_predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
+    r"""Compare statistics of the observed data with those of data simulated from the prior.
+
+    The statistics are those of :func:`predictive_check`. Data that are more extreme than the prior expects (a mean too
+    far to either side, a spread or largest value too large, a smallest value too small) contradict it; a prior that
+    expects far more varied data than there are is vague, which is said, but no conflict.
+
+    Args:
+        posterior: A fit.
+        num_draws: Simulated data sets; a large model makes fewer.
+        seed: Of the simulation.
+
+    Returns:
+        The check. It never fails: a prior may be overruled by the data, but one should know.
+
+    Raises:
+        NotApplicable: If nothing is observed, or the model has no fixed prior that can be sampled.
+
+    References:
+        Box (1980), JRSS A 143; Gabry, Simpson, Vehtari, Betancourt, Gelman (2019), JRSS A 182, sec. 3.
+    """
+    batch = _subset(posterior, posterior._prepare(None), _MOST_ROWS, seed)
+    known, nodes = _observed(posterior, batch)
+    if not known:
+        raise NotApplicable("the model observes no data")
+    model = posterior.pair.model
+    first = {k: v[0] for k, v in posterior.draws(1, batch=batch).items()}
+    with posterior.runs.bound():
+        trace = _trace(model, batch, first)
+    if trace.param_nodes:
+        raise NotApplicable(f"the model itself has trained parameters ('{trace.param_nodes[0]}'), so no fixed prior")
+    if any(s.kind == "factor" for s in sites(posterior, batch, first).values()):
+        raise NotApplicable("a factor changes the prior's density, but not what the model simulates")
+    rows = len(batch["index"]) if "index" in batch else 1
+    count = affordable(posterior, num_draws, least=200, rows=rows)
+
+    def simulate(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        simulated = _trace(model, batch, {}, observed=False).nodes
+        return {n: simulated[n]["value"] for n in known}
+
+    try:
+        replicated = posterior.runs.map(simulate, count, seed=seed)
+    except NotImplementedError as error:
+        raise NotApplicable(f"the prior cannot be sampled ({error})") from error
+    found = _compared(known, nodes, replicated, outward=True)
+    worst, least = found.worst, found.joint
+    vague = [name for name, p in found.inward.items() if p * len(found.p_values) < 0.05]
+    verdict: Verdict = "warn" if least < 0.05 else "pass"
+    if verdict == "warn":
+        words = (
+            f"The prior hardly expects data with such a {worst}: prior and data disagree, or the model is wrong; widen "
+            "the prior, or check the data's units."
+        )
+    elif vague:
+        words = (
+            f"The data lie within what the prior expects; it expects far more varied data ({', '.join(vague)}), so it "
+            "is "
+            "vague."
+        )
+    else:
+        words = "The data look like data that the prior expects."
+    return Check(
+        name="prior_predictive_check",
+        title="Does the prior expect such data?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "joint p-value": least,
+            "of": worst,
+            "p-value": found.p_values[worst],
+            "statistics": len(found.p_values),
+        },
+        threshold="smallest p-value of data more extreme than the prior's, times the number of statistics: warn below "
+        "0.05",
+        source="Box (1980), JRSS A 143; Gabry et al. (2019), JRSS A 182",
+        explanation=words,
+        figure="prior_ppc" if found.data else "",
+        data=found.data,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Statistics of observed against replicated data: their p-values, one of all together, arrays of a figure."""
+
+    p_values: dict[str, float]
+    inward: dict[str, float]
+    joint: float
+    worst: str
+    data: dict[str, NDArray[Any]]
+
+
+def _deviations(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return how far each value lies from the median, in lengths of the 90% interval's half on its side.
+
+    Args:
+        values: Of one statistic, the observed one first.
+        side: Count only values above (1), below (-1) or both (0).
+
+    Returns:
+        Deviations, the same rule for every value, so that they are exchangeable where the data are.
+    """
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+    spread = max(float(values.std()), 1e-300)
+    above = (values - middle) / (high - middle if high > middle else spread)
+    below = (middle - values) / (middle - low if middle > low else spread)
+    return np.asarray(above if side > 0 else below if side < 0 else np.maximum(above, below))
+
+
+def _compared(
+    known: dict[str, Site], nodes: dict[str, Any], replicated: Mapping[str, Tensor], *, outward: bool = False
+) -> _Compared:
+    """Compare statistics; ``outward`` counts only data more extreme than the replicates against them."""
     p_values: dict[str, float] = {}
+    inward: dict[str, float] = {}
+    far: dict[str, NDArray[np.float64]] = {}
     data: dict[str, NDArray[Any]] = {}
     for name, site in known.items():
         node, new = nodes[name], replicated[name].detach().cpu()
@@ -113,16 +268,27 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
             fresh_codes = fresh.argmax(-1) if codes.ndim < seen.ndim else fresh
             valid = keep.any(-1) if codes.ndim < seen.ndim else keep
             seen, fresh = codes[valid].astype(float), fresh_codes[:, valid].astype(float)
-            p_values[prefix + "class frequencies"] = _class_frequencies(seen, fresh, num)
+            distances = _class_frequencies(seen, fresh, num)
+            p_values[prefix + "class frequencies"] = _upper(float(distances[0]), distances[1:])
+            far[prefix + "class frequencies"] = _deviations(distances, 1)
         else:
             seen, fresh = seen[keep], fresh[:, keep]
             if not seen.size:
                 continue
             statistics = {"mean": np.mean, "sd": np.std, "smallest": np.min, "largest": np.max}
             for label, function in statistics.items():
-                if label == "sd" and seen.size < 2:
+                if label != "mean" and seen.size < 2:
                     continue
-                p_values[prefix + label] = _two_sided(float(function(seen)), function(fresh, axis=1))  # type: ignore[operator]
+                values = np.concatenate([[float(function(seen))], function(fresh, axis=1)])  # type: ignore[operator]
+                low, high = _tails(float(values[0]), values[1:])
+                side = {"sd": 1, "smallest": -1, "largest": 1}.get(label, 0) if outward else 0
+                far[prefix + label] = _deviations(values, side)
+                both = min(1.0, 2 * min(low, high))
+                if not outward or label == "mean":
+                    p_values[prefix + label] = both
+                else:
+                    outer, inner = (low, high) if label == "smallest" else (high, low)
+                    p_values[prefix + label], inward[prefix + label] = outer, inner
         if "observed" not in data:
             step = max(1, seen.size // _MOST_VALUES)
             data = {
@@ -132,49 +298,36 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
             }
     if not p_values:
         raise NotApplicable("every observed value is masked")
-    worst = min(p_values, key=lambda k: p_values[k])
-    least = p_values[worst]
-    verdict: Verdict = "fail" if least < 0.01 else "warn" if least < 0.05 else "pass"
-    few = len(p_values) <= 8
-    return Check(
-        name="predictive_check",
-        title="Does the fitted model reproduce the data?",
-        about="predictions",
-        verdict=verdict,
-        value={"p-values": p_values} if few else {"smallest p-value": least, "of": worst},
-        threshold="p-value of any statistic: warn below 0.05, fail below 0.01",
-        source="Gelman, Meng, Stern (1996), Statistica Sinica 6; limits: ours, on p-values that are conservative "
-        "because the same data were fitted (Bayarri, Berger 2000)",
-        explanation="Data replicated from the fit look like the observed data in every statistic tried."
-        if verdict == "pass"
-        else f"Data replicated from the fit differ from the observed data in the {worst}: the model does not "
-        "describe it.",
-        figure="ppc" if data else "",
-        data=data,
-    )
+    together = np.max(list(far.values()), axis=0)
+    worst = max(far, key=lambda k: far[k][0])
+    return _Compared(p_values, inward, _upper(float(together[0]), together[1:]), worst, data)
 
 
-def _class_frequencies(observed: NDArray[np.float64], replicated: NDArray[np.float64], num: int) -> float:
-    """Return the p-value of Pearson's distance between class counts and their mean over replicates."""
+def _class_frequencies(observed: NDArray[np.float64], replicated: NDArray[np.float64], num: int) -> NDArray[np.float64]:
+    """Return Pearson's distance of class counts from their mean, of the observed data and of every replicate."""
     classes = np.arange(num)
-    counts = (replicated[:, :, None] == classes).sum(1)
+    counts = (np.concatenate([observed[None], replicated])[:, :, None] == classes).sum(1)
     expected = counts.mean(0)
+    distance: NDArray[np.float64] = ((counts - expected) ** 2 / (expected + 0.5)).sum(-1)
+    return distance
 
-    def distance(own: NDArray[Any]) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = ((own - expected) ** 2 / (expected + 0.5)).sum(-1)
-        return result
 
-    seen, fresh = distance((observed[:, None] == classes).sum(0)), distance(counts)
-    return float(((fresh >= seen * (1 - 1e-9)).sum() + 1) / (len(fresh) + 1))
+def _tails(observed: float, replicated: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the shares of replicates at or below and at or above, ties halved, neither zero."""
+    count = len(replicated)
+    close = np.isclose(replicated, observed, rtol=1e-9, atol=0)
+    above = float(((replicated > observed) & ~close).sum() + 0.5 * close.sum())
+    return (count - above + 0.5) / (count + 1), (above + 0.5) / (count + 1)
 
 
 def _two_sided(observed: float, replicated: NDArray[np.float64]) -> float:
     """Return the two-sided p-value, ties halved, never below one over the number of replicates."""
-    count = len(replicated)
-    close = np.isclose(replicated, observed, rtol=1e-9, atol=0)
-    above = float(((replicated > observed) & ~close).sum() + 0.5 * close.sum())
-    tail = min(above, count - above)
-    return min(1.0, 2 * (tail + 0.5) / (count + 1))
+    return min(1.0, 2 * min(_tails(observed, replicated)))
+
+
+def _upper(observed: float, replicated: NDArray[np.float64]) -> float:
+    """Return the share of replicates at or above, the observed one counted among them."""
+    return float(((replicated >= observed - 1e-12 * abs(observed)).sum() + 1) / (len(replicated) + 1))
 
 
 # ----------------------------------------------------------------------------------------------------- calibration
@@ -203,15 +356,97 @@ def expected_calibration_error(
     return error
 
 
-def calibration(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
-    """Check on held-out rows that stated probabilities and intervals come true as often as they say.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What a fit predicts for held-out rows, and what was observed there.
 
-    Classes: the expected calibration error, compared with what finitely many rows give under perfect calibration
-    (labels drawn from the stated probabilities). Numbers: the share of rows within central intervals, compared with its
-    binomial band.
+    Args:
+        split: Which rows.
+        site: Observed site that is predicted.
+        truth: Class codes or numbers, ``(rows,)``.
+        probs: Class probabilities in each draw, ``(draw, row, class)``; ``None`` for numbers.
+        samples: Predictive samples of numbers, ``(draw, row)``; ``None`` for classes.
+        log_prob: Log density of the truth in each draw, ``(draw, row)``, where it is known.
+        labels: Data replicated from the draws, classes or numbers, ``(replicate, row)``. All rows of a replicate share
+            one draw, as the rows that were observed share one truth.
+    """
+
+    split: str
+    site: str
+    truth: NDArray[Any]
+    probs: NDArray[np.float64] | None
+    samples: NDArray[np.float64] | None
+    log_prob: NDArray[np.float64] | None
+    labels: NDArray[Any]
+
+
+def held_out(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> HeldOut:
+    """Predict the test rows, or the validation rows where there are none.
 
     Args:
         posterior: A fit on a data set with a test or validation split.
+        num_draws: Posterior draws; a large model takes fewer.
+        seed: Of draws and replicated data.
+
+    Returns:
+        The prediction with the truth.
+
+    Raises:
+        NotApplicable: If there are no held-out targets, or no probabilities or numbers.
+    """
+    split = "test" if posterior.data.test is not None else "validation"
+    held: Batch | None = getattr(posterior.data, split)
+    if held is None:
+        raise NotApplicable("the data set has no held-out rows; calibration on the fitted rows would flatter the fit")
+    held = _subset(posterior, posterior._prepare(held), _MOST_ROWS, seed)
+    known, nodes = _observed(posterior, held)
+    name = _target_site(posterior, known)
+    node = nodes[name]
+    count = affordable(posterior, num_draws, least=200, rows=_MOST_ROWS)
+    prediction = posterior.predict(held, count, seed=seed)
+    density = prediction.log_prob.get(name)
+    log_prob = None if density is None else _array(density)
+    classes = _codes(node)
+    if classes is not None:
+        probs = _class_probs(prediction, name, classes[1])
+        if probs is None or probs.ndim != 3 or classes[0].ndim != 1:
+            raise NotApplicable(f"site '{name}' states no class probabilities per row")
+        labels = _label_sets(probs, seed)
+        return HeldOut(
+            split=split, site=name, truth=classes[0], probs=probs, samples=None, log_prob=log_prob, labels=labels
+        )
+    samples, truth = _array(prediction.samples[name]), _array(node["value"])
+    if truth.ndim != 1:
+        raise NotApplicable(f"site '{name}' has shape {truth.shape}; intervals are checked for one number per row")
+    return HeldOut(split=split, site=name, truth=truth, probs=None, samples=samples, log_prob=log_prob, labels=samples)
+
+
+def _class_probs(prediction: Any, name: str, classes: int) -> NDArray[np.float64] | None:
+    if prediction.probs.get(name) is not None:
+        return _array(prediction.probs[name])
+    if name in prediction.means and classes == 2:
+        one = _array(prediction.means[name])
+        return np.stack([1 - one, one], -1)
+    return None
+
+
+def _label_sets(probs: NDArray[np.float64], seed: int, most: int = 1_000) -> NDArray[np.int64]:
+    """Draw labels of all rows jointly, each set from the probabilities of one posterior draw."""
+    rng = np.random.default_rng(seed)
+    upper = np.cumsum(probs, -1)[..., :-1]
+    return np.stack([(rng.random(probs.shape[1])[:, None] > upper[i % len(upper)]).sum(-1) for i in range(most)])
+
+
+def calibration(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int = 1_000, seed: int = 0) -> Check:
+    """Check on held-out rows that stated probabilities and intervals come true as often as they say.
+
+    Classes: the expected calibration error; its estimate is biased upwards, by more for fewer rows, so it is compared
+    with that of labels drawn from the prediction. Numbers: the share of rows within central intervals, likewise. All
+    rows of a replicate share one posterior draw, so that what rows have in common does not look like an error.
+
+    Args:
+        posterior: A fit on a data set with a test or validation split.
+        held: Prediction to share with other checks; made if ``None``.
         num_draws: Posterior draws of the prediction; a large model takes fewer.
         seed: Of draws and of labels under perfect calibration.
 
@@ -225,31 +460,10 @@ def calibration(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) 
         Guo et al. (2017), arXiv:1706.04599, eq. 3; Bröcker, Smith (2007), Weather and Forecasting 22, for consistency
         resampling; Gneiting, Balabdaoui, Raftery (2007), JRSS B 69, for coverage.
     """
-    split = "test" if posterior.data.test is not None else "validation"
-    held: Batch | None = getattr(posterior.data, split)
-    if held is None:
-        raise NotApplicable("the data set has no held-out rows; calibration on the fitted rows would flatter the fit")
-    held = _subset(posterior, posterior._prepare(held), _MOST_ROWS, seed)
-    known, nodes = _observed(posterior, held)
-    name = _target_site(posterior, known)
-    node = nodes[name]
-    count = affordable(posterior, num_draws, least=100, rows=_MOST_ROWS)
-    prediction = posterior.predict(held, count, seed=seed)
-    classes = _codes(node)
-    if classes is not None:
-        probs = prediction.probs.get(name)
-        mean = _array(probs).mean(0) if probs is not None else None
-        if mean is None and name in prediction.means and classes[1] == 2:
-            one = _array(prediction.means[name]).mean(0)
-            mean = np.stack([1 - one, one], -1)
-        if mean is None or mean.ndim != 2 or classes[0].ndim != 1:
-            raise NotApplicable(f"site '{name}' states no class probabilities per row")
-        return _classes(mean, classes[0], split, seed)
-    samples = _array(prediction.samples[name])
-    truth = _array(node["value"])
-    if truth.ndim != 1:
-        raise NotApplicable(f"site '{name}' has shape {truth.shape}; intervals are checked for one number per row")
-    return _coverage(samples, truth, split)
+    held = held or held_out(posterior, num_draws=num_draws, seed=seed)
+    if held.probs is not None:
+        return _classes(held)
+    return _coverage(held)
 
 
 def _target_site(posterior: Posterior, known: dict[str, Site]) -> str:
@@ -268,16 +482,16 @@ def _target_site(posterior: Posterior, known: dict[str, Site]) -> str:
     )
 
 
-def _classes(probs: NDArray[np.float64], labels: NDArray[np.int64], split: str, seed: int) -> Check:
+def _classes(held: HeldOut) -> Check:
+    assert held.probs is not None
+    probs, labels = held.probs.mean(0), held.truth
     confidence, guess = probs.max(-1), probs.argmax(-1)
     correct = guess == labels
     error = float(expected_calibration_error(confidence, correct))
-    generator = np.random.default_rng(seed)
-    perfect = generator.random((2_000, len(labels))) < confidence
-    noise = expected_calibration_error(confidence, perfect)
+    noise = expected_calibration_error(confidence, held.labels == guess)
     typical, some, much = float(noise.mean()), float(np.quantile(noise, 0.95)), float(np.quantile(noise, 0.99))
-    excess = error - typical
-    verdict: Verdict = "fail" if error > much and excess > 0.02 else "warn" if error > some else "pass"
+    p_value = _upper(error, noise)
+    verdict: Verdict = "fail" if p_value < 0.01 and error - typical > 0.02 else "warn" if p_value < 0.05 else "pass"
     bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
     used = np.unique(bins)
     over = float(confidence.mean() - correct.mean())
@@ -297,9 +511,10 @@ def _classes(probs: NDArray[np.float64], labels: NDArray[np.int64], split: str, 
         f"above {much:.4f} (99%) if it exceeds the mean under perfect calibration by more than 0.02",
         source="Guo et al. (2017), arXiv:1706.04599, eq. 3; noise level: Bröcker, Smith (2007), Weather and "
         "Forecasting 22; 0.02: ours",
-        explanation=f"On the {split} rows, classes occur as often as the predictions say."
+        explanation=f"On the {held.split} rows, classes occur as often as the predictions say."
         if verdict == "pass"
-        else f"On the {split} rows, predictions are {'too confident' if over > 0 else 'not confident enough'}: the "
+        else f"On the {held.split} rows, predictions are {'too confident' if over > 0 else 'not confident enough'}: "
+        "the "
         f"stated confidence is {confidence.mean():.3f} on average, the accuracy {correct.mean():.3f}.",
         figure="reliability",
         data={
@@ -311,46 +526,287 @@ def _classes(probs: NDArray[np.float64], labels: NDArray[np.int64], split: str, 
     )
 
 
-def _coverage(samples: NDArray[np.float64], truth: NDArray[np.float64], split: str) -> Check:
-    from scipy.stats import binomtest
-
+def _coverage(held: HeldOut) -> Check:
+    assert held.samples is not None
+    samples, truth = held.samples, held.truth
     levels = np.array([0.5, 0.8, 0.95])
-    rows = len(truth)
-    shares, p_values = [], []
-    for level in levels:
-        low, high = np.quantile(samples, ((1 - level) / 2, (1 + level) / 2), axis=0)
-        inside = int(((truth >= low) & (truth <= high)).sum())
-        shares.append(inside / rows)
-        p_values.append(float(binomtest(inside, rows, float(level)).pvalue))
-    gaps = np.abs(np.array(shares) - levels)
-    p_array = np.array(p_values) * len(levels)
-    bad = (p_array < 0.01) & (gaps > 0.05)
-    verdict: Verdict = "fail" if bad.any() else "warn" if (p_array < 0.05).any() else "pass"
+    rows, draws = len(truth), len(samples)
+    # Where the truth stands among the samples, and where each sample stands among all of them.
+    low, equal = (samples < truth).sum(0), (samples == truth).sum(0)
+    own = np.abs((low + 0.5 * (equal + 1)) / (draws + 1) - 0.5)
+    order = samples.argsort(0, kind="stable").argsort(0, kind="stable")
+    theirs = np.abs((order + 0.5) / draws - 0.5)
+    shares = (own[None, :] <= levels[:, None] / 2).mean(1)
+    replicated = np.stack([(theirs <= level / 2).mean(1) for level in levels])
+    spread = np.maximum(replicated.std(1), 1e-12)
+    gaps = (shares - levels) / spread
+    # One p-value for all levels: the largest standardised gap.
+    p_value = _upper(float(np.abs(gaps).max()), np.abs((replicated - levels[:, None]) / spread[:, None]).max(0))
+    worst = int(np.abs(gaps).argmax())
+    off = float(np.abs(shares - levels).max())
+    verdict: Verdict = "fail" if p_value < 0.01 and off > 0.05 else "warn" if p_value < 0.05 else "pass"
     grid = np.linspace(0.05, 0.95, 19)
-    edges = np.quantile(samples, np.concatenate([(1 - grid) / 2, (1 + grid) / 2]), axis=0)
-    low_edges, high_edges = edges[: len(grid)], edges[len(grid) :]
-    worst = int(np.argmin(p_array))
     return Check(
         name="calibration",
         title="Do predicted intervals hold what they say?",
         about="predictions",
         verdict=verdict,
-        value={f"{round(100 * level)}% interval": share for level, share in zip(levels, shares, strict=True)}
-        | {"rows": rows},
-        threshold="share of rows inside: warn if its binomial p-value, times 3 levels, is below 0.05, fail below "
-        "0.01 if the share is also off by more than 0.05",
-        source="Gneiting, Balabdaoui, Raftery (2007), JRSS B 69(2); binomial band, Bonferroni; 0.05: ours",
-        explanation=f"On the {split} rows, predicted intervals hold the observed values as often as they say."
+        value={f"{round(100 * level)}% interval": float(share) for level, share in zip(levels, shares, strict=True)}
+        | {"rows": rows, "p-value": p_value},
+        threshold="share of rows inside, all levels together, against data replicated from the prediction: warn if the "
+        "p-value is below 0.05, fail below 0.01 if a share is also off by more than 0.05",
+        source="Gneiting, Balabdaoui, Raftery (2007), JRSS B 69(2); p-value: replicates from the joint predictive; "
+        "0.05: "
+        "ours",
+        explanation=f"On the {held.split} rows, predicted intervals hold the observed values as often as they say."
         if verdict == "pass"
-        else f"On the {split} rows, {100 * shares[worst]:.0f}% of the values lie in the {100 * levels[worst]:.0f}% "
+        else f"On the {held.split} rows, {100 * shares[worst]:.0f}% of the values lie in the "
+        f"{100 * levels[worst]:.0f}% "
         f"intervals: predictions are {'too wide' if shares[worst] > levels[worst] else 'too narrow'}.",
         figure="coverage",
         data={
             "predicted": grid,
-            "observed": ((truth >= low_edges) & (truth <= high_edges)).mean(1),
+            "observed": (own[None, :] <= grid[:, None] / 2).mean(1),
             "counts": np.full(len(grid), rows),
         },
     )
+
+
+# ---------------------------------------------------------------------------------------------------------- scores
+def _losses(held: HeldOut, labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the score of each row for one or many sets of outcomes: Brier for classes, CRPS for numbers."""
+    if held.probs is not None:
+        mean = held.probs.mean(0)
+        halves = 2 if mean.shape[-1] == 2 else 1
+        chosen = np.take_along_axis(np.broadcast_to(mean, (*labels.shape, mean.shape[-1])), labels[..., None], -1)[
+            ..., 0
+        ]
+        return np.asarray(((mean**2).sum(-1) - 2 * chosen + 1) / halves)
+    assert held.samples is not None
+    ordered = np.sort(held.samples, 0)
+    draws, rows = ordered.shape
+    weights = 2.0 * np.arange(1, draws + 1) - draws - 1
+    spread = (weights[:, None] * ordered).sum(0) / (draws * (draws - 1))
+    sums = np.concatenate([np.zeros((1, rows)), np.cumsum(ordered, 0)])
+    flat = labels.reshape(-1, rows)
+    below = np.stack([np.searchsorted(ordered[:, i], flat[:, i]) for i in range(rows)], -1)
+    low = np.take_along_axis(sums, below, 0)
+    distance = (2 * below - draws) * flat + sums[-1] - 2 * low
+    # A replicate is one of the samples itself: its zero distance to itself does not count.
+    count = draws - 1 if labels is held.labels else draws
+    return np.asarray((distance / count - spread).reshape(labels.shape))
+
+
+def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int = 1_000, seed: int = 0) -> Check:
+    """Check that the scores of held-out rows are those that the prediction itself expects.
+
+    Brier score for classes, CRPS (the fair estimator) for numbers; the log score is reported beside it. The expected
+    score is that of data replicated from the prediction, all rows of a replicate under one posterior draw.
+
+    Args:
+        posterior: A fit on a data set with a test or validation split.
+        held: Prediction to share with other checks; made if ``None``.
+        num_draws: Posterior draws.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    References:
+        Gneiting, Raftery (2007), JASA 102, for proper scores; Brier (1950); Ferro (2014), QJRMS 140, for the fair CRPS;
+        Seillier-Moiseiwitsch, Dawid (1993), JASA 88, for testing a score against its expectation.
+    """
+    held = held or held_out(posterior, num_draws=num_draws, seed=seed)
+    kind = "Brier score" if held.probs is not None else "CRPS"
+    own = float(_losses(held, held.truth).mean())
+    expected = _losses(held, held.labels).mean(-1)
+    typical = float(expected.mean())
+    p_value = _two_sided(own, expected)
+    if held.probs is not None:
+        chosen = held.probs.mean(0)[np.arange(len(held.truth)), held.truth]
+        log_score = -float(np.log(np.maximum(chosen, np.finfo(float).tiny)).mean())
+    else:
+        log_score = math.nan
+        if held.log_prob is not None:
+            from scipy.special import logsumexp
+
+            log_score = -float((logsumexp(held.log_prob, axis=0) - math.log(len(held.log_prob))).mean())
+    off = abs(own - typical) / max(typical, 1e-12)
+    verdict: Verdict = "fail" if p_value < 0.01 and off > 0.1 else "warn" if p_value < 0.05 else "pass"
+    return Check(
+        name="scores",
+        title="Are predictions as good as they claim?",
+        about="predictions",
+        verdict=verdict,
+        value={kind: own, "expected": typical, "p-value": p_value, "log score": log_score, "rows": len(held.truth)},
+        threshold=f"{kind} against that of data replicated from the prediction: warn if the two-sided p-value is below "
+        "0.05, fail below 0.01 if it is also off by more than a tenth",
+        source="Gneiting, Raftery (2007), JASA 102; Seillier-Moiseiwitsch, Dawid (1993), JASA 88; a tenth: ours",
+        explanation=f"The {kind} on the {held.split} rows is what the predictions themselves expect."
+        if verdict == "pass"
+        else f"The {kind} on the {held.split} rows is {own:.3g}, while the predictions expect {typical:.3g}: they are "
+        f"{'worse than they claim' if own > typical else 'better than they claim, hence too cautious'}.",
+    )
+
+
+def risk_coverage(confidence: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Return the risk among the most confident rows, for every number of them.
+
+    Args:
+        confidence: ``(rows,)``.
+        losses: Loss of each row, ``(..., rows)``.
+
+    Returns:
+        Mean loss of the :math:`k` most confident rows, :math:`k = 1, \dots, n`, ``(..., rows)``; its mean over
+        :math:`k` is the area under the risk-coverage curve (AURC).
+
+    References:
+        Geifman, El-Yaniv (2017), arXiv:1705.08500; Geifman, Uziel, El-Yaniv (2019), arXiv:1805.08206, eq. 1.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ordered = np.asarray(losses, dtype=float)[..., order]
+    curve: NDArray[np.float64] = np.cumsum(ordered, -1) / np.arange(1, len(order) + 1)
+    return curve
+
+
+def selective_prediction(
+    posterior: Posterior, *, held: HeldOut | None = None, num_draws: int = 1_000, seed: int = 0
+) -> Check:
+    """Check that the rows of which the fit is least sure are those where it errs: the risk-coverage curve.
+
+    The loss is an error for classes and the squared error for numbers; rows are ordered by the probability of the
+    predicted class, or by the predictive standard deviation. The area under the curve (AURC) is compared with that of
+    data replicated from the prediction, for which the order is right by construction.
+
+    Args:
+        posterior: A fit on a data set with a test or validation split.
+        held: Prediction to share with other checks; made if ``None``.
+        num_draws: Posterior draws.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If all rows are predicted with the same uncertainty.
+
+    References:
+        Geifman, El-Yaniv (2017), arXiv:1705.08500; Geifman, Uziel, El-Yaniv (2019), arXiv:1805.08206, for AURC.
+    """
+    held = held or held_out(posterior, num_draws=num_draws, seed=seed)
+    if held.probs is not None:
+        mean = held.probs.mean(0)
+        confidence, guess = mean.max(-1), mean.argmax(-1)
+        own, theirs = (held.truth != guess).astype(float), (held.labels != guess).astype(float)
+    else:
+        assert held.samples is not None
+        confidence, centre = -held.samples.std(0), held.samples.mean(0)
+        own, theirs = (held.truth - centre) ** 2, (held.labels - centre) ** 2
+    if np.ptp(confidence) < 0.1 * abs(float(np.median(confidence))):
+        raise NotApplicable("all rows are predicted with about the same uncertainty, so there is no order to judge")
+    curve, others = risk_coverage(confidence, own), risk_coverage(confidence, theirs)
+    area, areas, random = float(curve.mean()), others.mean(-1), float(own.mean())
+    best = float(risk_coverage(-own, own).mean())
+    p_value = _upper(area, areas)
+    useless = area >= 0.9 * random
+    verdict: Verdict = "fail" if p_value < 0.01 and useless else "warn" if p_value < 0.05 else "pass"
+    at = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), 200)).astype(int))
+    return Check(
+        name="selective_prediction",
+        title="Does it know where it errs?",
+        about="predictions",
+        verdict=verdict,
+        value={"AURC": area, "expected": float(areas.mean()), "in random order": random, "in the best order": best},
+        threshold="AURC against that of data replicated from the prediction: warn if the p-value is below 0.05, fail "
+        "below 0.01 if it is also above 0.9 of that in random order",
+        source="Geifman, El-Yaniv (2017), arXiv:1705.08500; Geifman, Uziel, El-Yaniv (2019), arXiv:1805.08206; "
+        "replicates and 0.9: ours",
+        explanation="The fit errs where it says that it is unsure, so the least certain rows can be left to a person."
+        if verdict == "pass"
+        else "The fit errs more among the rows of which it is sure than it claims: do not choose by its certainty "
+        "which "
+        "predictions to trust.",
+        figure="risk_coverage",
+        data={
+            "coverage": (at + 1) / len(curve),
+            "risk": curve[at],
+            "low": np.quantile(others[:, at], 0.05, axis=0),
+            "high": np.quantile(others[:, at], 0.95, axis=0),
+            "random": np.array(random),
+        },
+    )
+
+
+def out_of_distribution(
+    posterior: Posterior,
+    *,
+    ood: Batch | None = None,
+    held: HeldOut | None = None,
+    num_draws: int = 1_000,
+    seed: int = 0,
+) -> Check:
+    """Check that rows from elsewhere are predicted with more uncertainty than held-out rows.
+
+    The score is the entropy of the predicted class probabilities, or the predictive standard deviation.
+
+    Args:
+        posterior: A fit on a data set with a test or validation split.
+        ood: Rows from another distribution.
+        held: Prediction to share with other checks; made if ``None``.
+        num_draws: Posterior draws.
+        seed: Of the draws.
+
+    Returns:
+        The check: the area under the ROC curve, with the p-value of Mann and Whitney against one half.
+
+    Raises:
+        NotApplicable: If no such rows are given.
+
+    References:
+        Hendrycks, Gimpel (2017), arXiv:1610.02136; Mann, Whitney (1947), Annals of Mathematical Statistics 18.
+    """
+    from scipy.stats import mannwhitneyu
+
+    if ood is None:
+        raise NotApplicable("no rows from another distribution were given; pass ood= with a batch of them")
+    held = held or held_out(posterior, num_draws=num_draws, seed=seed)
+    batch = _subset(posterior, posterior._prepare(ood), _MOST_ROWS, seed)
+    count = len(held.probs if held.probs is not None else held.labels)
+    prediction = posterior.predict(batch, count, seed=seed)
+    if held.probs is not None:
+        theirs = _class_probs(prediction, held.site, held.probs.shape[-1])
+        assert theirs is not None
+        inside, outside = _entropy(held.probs.mean(0)), _entropy(theirs.mean(0))
+    else:
+        assert held.samples is not None
+        inside, outside = held.samples.std(0), _array(prediction.samples[held.site]).std(0)
+    test = mannwhitneyu(outside, inside, alternative="greater")
+    area, p_value = float(test.statistic) / (len(inside) * len(outside)), float(test.pvalue)
+    verdict: Verdict = "pass" if p_value < 0.05 and area > 0.6 else "fail" if area < 0.5 else "warn"
+    return Check(
+        name="out_of_distribution",
+        title="Is it unsure about rows from elsewhere?",
+        about="predictions",
+        verdict=verdict,
+        value={"AUROC": area, "p-value": p_value, "rows": len(inside), "rows from elsewhere": len(outside)},
+        threshold="area under the ROC curve: warn unless it is above 0.6, and above one half with a p-value below "
+        "0.05; "
+        "fail below one half",
+        source="Hendrycks, Gimpel (2017), arXiv:1610.02136; Mann, Whitney (1947); 0.6: ours",
+        explanation="Rows from elsewhere are predicted with more uncertainty than held-out rows."
+        if verdict == "pass"
+        else "Rows from elsewhere are predicted about as surely as held-out rows: the fit does not notice that they "
+        "are "
+        "foreign, so check where rows come from before you predict them.",
+        figure="histograms",
+        data={"inside": inside, "outside": outside},
+    )
+
+
+def _entropy(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        result: NDArray[np.float64] = -np.where(probs > 0, probs * np.log(probs), 0.0).sum(-1)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------- leave-one-out

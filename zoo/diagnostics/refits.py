@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from zoo.diagnostics.adapter import _base, _log_prob, _trace, sites
+from zoo.diagnostics.adapter import _trace, sites
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, _judge, _needs_guide, khat_threshold
 from zoo.diagnostics.predictive import Loo, _per_row, leave_one_out
@@ -69,7 +69,12 @@ class _Refitter:
                 self.pair.model, batch, chains=chains, draws=draws, warmup=int(old.info.get("tune", 500)), seed=seed,
                 dtype=old.info.get("dtype", "float64"), target_accept=old.info.get("target_accept", 0.8),
             )  # fmt: skip
-            return Posterior(**common, chains=found.chains, sample_stats=found.stats, info=old.info)  # type: ignore[arg-type]
+            return Posterior(
+                **common,  # type: ignore[arg-type]
+                chains=found.chains,
+                sample_stats=found.stats,
+                info=old.info,
+            )
         if self.recipe is None:
             return Posterior(**common, layout=old._layout, info=old.info)  # type: ignore[arg-type]
         from zoo.inference.svi import Trainer
@@ -155,6 +160,9 @@ class Refits:
     def ranks(self) -> Ranks:
         """Ranks of simulated values among draws of refits.
 
+        Raises:
+            NotApplicable: If data cannot be simulated from the model, or not be fitted again.
+
         References:
             Talts et al. (2018), arXiv:1804.06788, algorithm 1; Modrák et al. (2023), Bayesian Analysis, for the log
             likelihood as a further quantity, without which a fit that ignores the data would pass.
@@ -205,7 +213,7 @@ class Refits:
             drawn["log likelihood"] = _likelihood(fit, made, drawn)
             own["log likelihood"] = _likelihood(fit, made, {n: v[None] for n, v in own.items()})[0]
             for label, (name, at) in [*picked.items(), ("log likelihood", ("log likelihood", ()))]:
-                mine, theirs = float(own[name][at]), _array(drawn[name][(slice(None), *at)])
+                mine, theirs = float(_array(own[name])[at]), _array(drawn[name])[(slice(None), *at)]
                 # Ties (discrete quantities) are broken at random, so that ranks stay uniform.
                 below, equal = int((theirs < mine).sum()), int((theirs == mine).sum())
                 ranks.setdefault(label, []).append(below + int(rng.integers(0, equal + 1)))
@@ -243,8 +251,7 @@ def _likelihood(fit: Posterior, batch: Batch, draws: Mapping[str, Tensor]) -> Te
     from zoo.diagnostics.adapter import evaluate
 
     found = evaluate(fit, batch, {n: v for n, v in draws.items() if n != "log likelihood"}, predictive=False)
-    total: Tensor = sum(v.reshape(len(v), -1).sum(-1) for v in found.log_likelihood.values())  # type: ignore[assignment]
-    return total
+    return torch.stack([v.reshape(len(v), -1).sum(-1) for v in found.log_likelihood.values()]).sum(0)
 
 
 def simulation_calibration(
@@ -287,10 +294,12 @@ def simulation_calibration(
     words = (
         f"On data simulated from the prior, the {who} finds the true values as often as its intervals say."
         if verdict == "pass"
-        else f"On data simulated from the prior, the {who}'s posterior is wrong for {_few(wrong)} ({worst}: {shape}): do "
+        else f"On data simulated from the prior, the {who}'s posterior is wrong for {_few(wrong)} ({worst}: {shape}): "
+        "do "
         "not rely on its intervals; use a richer guide, more steps, or NUTS."
         if who == "guide"
-        else f"On data simulated from the prior, the sampler's posterior is wrong for {_few(wrong)} ({worst}: {shape}): "
+        else f"On data simulated from the prior, the sampler's posterior is wrong for {_few(wrong)} ({worst}: "
+        f"{shape}): "
         "the model's density is not what it simulates, or chains are too short."
     )
     if found.least_ess < found.largest:
@@ -395,7 +404,8 @@ def interval_coverage(
         source="Cook, Gelman, Rubin (2006), JCGS 15; Talts et al. (2018), arXiv:1804.06788; binomial, Bonferroni",
         explanation="Intervals of the parameters hold simulated true values as often as they say."
         if verdict == "pass"
-        else f"The {100 * level:.0f}% interval of '{name}' holds the true value in {100 * covered:.0f}% of the simulated "
+        else f"The {100 * level:.0f}% interval of '{name}' holds the true value in {100 * covered:.0f}% of the "
+        "simulated "
         f"data sets: it is too {'narrow' if covered < level else 'wide'}, so quote no interval from this fit.",
         figure="interval_coverage",
         data={"predicted": grid / (DRAWS + 1), "observed": own, "mean": mean, "counts": np.full(39, found.refits)},
@@ -476,11 +486,11 @@ def vi_against_nuts(
         ess = float(min(az.ess(theirs), az.ess(theirs, method="sd")))
         log_ratio = math.log(max(float(mine.std()), 1e-300) / scale)
         heavy = max(float(kurtosis(theirs.ravel(), fisher=False)), 3.0)
-        error = math.sqrt((1 / count + 1 / ess) * (heavy - 1) / 4)
+        noise = math.sqrt((1 / count + 1 / ess) * (heavy - 1) / 4)
         distance = float(wasserstein_distance(mine, theirs.ravel())) / scale
         halves = float(wasserstein_distance(theirs[:2].ravel(), theirs[2:].ravel())) / scale
         ratios[name], distances[name] = math.exp(log_ratio), distance
-        sure_ratio[name] = math.exp(max(abs(log_ratio) - quantile * error, 0.0))
+        sure_ratio[name] = math.exp(max(abs(log_ratio) - quantile * noise, 0.0))
         sure_distance[name] = max(distance - max(halves, 1.0 / math.sqrt(ess)), 0.0)
     at_ratio = max(sure_ratio, key=lambda k: (sure_ratio[k], abs(math.log(ratios[k]))))
     at_distance = max(sure_distance, key=lambda k: (sure_distance[k], distances[k]))
@@ -491,12 +501,14 @@ def vi_against_nuts(
         words = "The guide agrees with NUTS in every parameter."
     elif verdicts[0] != "pass":
         words = (
-            f"The guide's standard deviation of '{at_ratio}' is {ratios[at_ratio]:.2f} times that of NUTS: its intervals "
+            f"The guide's standard deviation of '{at_ratio}' is {ratios[at_ratio]:.2f} times that of NUTS: its "
+            "intervals "
             f"are too {'narrow' if narrow else 'wide'}, so report those of NUTS, or use a guide with correlations."
         )
     else:
         words = (
-            f"The guide's distribution of '{at_distance}' lies {distances[at_distance]:.2f} posterior standard deviations "
+            f"The guide's distribution of '{at_distance}' lies {distances[at_distance]:.2f} posterior standard "
+            "deviations "
             "from that of NUTS, so report that of NUTS."
         )
     return Check(
@@ -513,7 +525,8 @@ def vi_against_nuts(
         },
         threshold="beyond Monte Carlo error: ratio of standard deviations, or its inverse, warn above 1.25, fail above "
         "1.5; 1-Wasserstein distance, warn above 0.2, fail above 0.5 posterior standard deviations",
-        source="Villani (2009), Optimal Transport; NUTS as reference: Yao et al. (2018), arXiv:1802.02538; limits: ours",
+        source="Villani (2009), Optimal Transport; NUTS as reference: Yao et al. (2018), arXiv:1802.02538; limits: "
+        "ours",
         explanation=words,
         figure="spreads",
         data={
@@ -667,7 +680,8 @@ def k_fold(
         threshold="difference from leave-one-out: warn above 4 nats and 3 standard errors",
         source="Vehtari, Gelman, Gabry (2017), Statistics and Computing 27; 4 nats: Sivula et al. (2020), "
         "arXiv:2008.10296",
-        explanation=f"Refits without a part of the rows give an expected log density of {total:.1f} nats, which leave-one-"
+        explanation=f"Refits without a part of the rows give an expected log density of {total:.1f} nats, which "
+        "leave-one-"
         "out confirms."
         if verdict == "pass"
         else f"Leave-one-out by importance sampling is off by {difference:.1f} nats: compare models by the {total:.1f} "

@@ -24,7 +24,9 @@ def _steps(total: int, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float
     upper = binom.sf(counts - 1, total, edges[1:, None])
     # Given how many ranks lie below one edge, how many lie below the next.
     share = (edges[1:] - edges[:-1]) / (1 - edges[:-1])
-    moves = binom.pmf(counts[None, None, :] - counts[None, :, None], total - counts[None, :, None], share[:, None, None])
+    moves = binom.pmf(
+        counts[None, None, :] - counts[None, :, None], total - counts[None, :, None], share[:, None, None]
+    )
     return lower, upper, np.nan_to_num(moves)
 
 
