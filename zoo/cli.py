@@ -991,6 +991,65 @@ def reproduce(
         raise typer.Exit(1)
 
 
+@app.command(epilog=_EPILOG)
+def diagnostics(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("DIAGNOSTICS.md"),
+    repetitions: Annotated[int, typer.Option(min=1, help="Correct fits per case.")] = 100,
+    faults: Annotated[int, typer.Option(min=1, help="Faulty fits per case.")] = 50,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only the cases of this check; the option may be repeated."),
+    ] = None,
+) -> None:
+    """Measure the checks on fits whose right verdict is known: false alarms, power, and known numbers."""
+    from zoo.diagnostics import measure
+    from zoo.inference.progress import bar
+    from zoo.reports.files import write_texts
+
+    say: Say = ctx.obj
+    chosen = tuple(check or ())
+    command = f"zoo diagnostics --repetitions {repetitions} --faults {faults}"
+    command += "".join(f" --check {name}" for name in chosen)
+    with _warnings(say), bar(not say.quiet) as tell:
+        found, known, page = measure.run(
+            repetitions=repetitions, faults=faults, checks=chosen, command=command, progress=tell
+        )
+    write_texts({out: page})
+    table = _table("check", "false alarms", "level", "caught", "as stated", right=(1, 2, 3))
+    for m in found:
+        good = m.level_kept and m.power_reached
+        _add(
+            table,
+            m.check,
+            f"{m.alarms} of {m.correct}",
+            f"{m.level:g}",
+            f"{m.caught} of {m.faulty}",
+            "yes" if good else "no",
+        )
+    values = [
+        {
+            "check": m.check,
+            "correct": m.case.correct,
+            "fault": m.case.fault,
+            "false_alarms": m.alarms,
+            "of_correct": m.correct,
+            "interval": list(m.interval),
+            "level": m.level,
+            "caught": m.caught,
+            "of_faulty": m.faulty,
+            "as_stated": m.level_kept and m.power_reached,
+        }
+        for m in found
+    ]
+    right = all(m.level_kept and m.power_reached for m in found) and all(a.right for a in known)
+    numbers = [dataclasses.asdict(a) for a in known]
+    result = {"checks": values, "known": numbers, "page": str(out)}
+    say.result(result, table, f"page: {out}", bare="as stated" if right else "not as stated")
+    if not right:
+        raise typer.Exit(1)
+
+
 # --------------------------------------------------------------------------------------------------------- authors
 @app.command(epilog=_EPILOG)
 def new(

@@ -1,4 +1,4 @@
-"""Posteriors with known answers, made without fitting anything."""
+"""Posteriors with known answers, made without fitting anything; see also :mod:`zoo.diagnostics.known`."""
 
 from __future__ import annotations
 
@@ -6,48 +6,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from zoo.inference.posterior import Posterior
-from zoo.types import Dataset, Pair
+from zoo.diagnostics.known import dataset, sampled, variational
 
-
-def dataset(batch, *, name="made-up", task="none", **options):
-    rows = len(next(iter(batch.values())))
-    return Dataset(name=name, task=task, train={"index": torch.arange(rows), **batch}, **options)
-
-
-def variational(model, guide, data, *, losses=None, **options):
-    """A posterior whose guide has no parameters, hence needs no optimiser."""
-    history = {"elbo": torch.randn(1_000, generator=torch.Generator().manual_seed(0)) if losses is None else losses}
-    return Posterior(
-        pair=Pair(model, guide),
-        data=data,
-        engine="svi",
-        name="made-up",
-        history=history,
-        info={"dtype": "float64"},
-        **options,
-    )
-
-
-def sampled(model, data, chains, *, stats=None, **options):
-    """A posterior with given chains."""
-    shape = next(iter(chains.values())).shape[:2]
-    if stats is None:
-        generator = torch.Generator().manual_seed(1)
-        stats = {
-            "diverging": torch.zeros(shape, dtype=torch.bool),
-            "energy": torch.randn(shape, generator=generator, dtype=torch.float64),
-        }
-    return Posterior(
-        pair=Pair(model),
-        data=data,
-        engine="nuts",
-        name="made-up",
-        chains=chains,
-        sample_stats=stats,
-        info={"dtype": "float64"},
-        **options,
-    )
+__all__ = ["dataset", "normal_chains", "normal_loo", "normal_mean", "sampled", "variational"]
 
 
 def normal_mean(*, scale_factor=1.0, shift=0.0, rows=30, noise=1.0, seed=0, **options):

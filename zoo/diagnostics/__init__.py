@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from zoo.diagnostics.adapter import to_arviz
+from zoo.diagnostics.adapter import to_arviz, to_datatree
 from zoo.diagnostics.check import Check
-from zoo.diagnostics.diagnosis import CHECKS, Diagnosis, diagnose
+from zoo.diagnostics.diagnosis import CHECKS, FULL, Diagnosis, diagnose
 
-__all__ = ["CHECKS", "Check", "Diagnosis", "diagnose", "to_arviz"]
+__all__ = ["CHECKS", "FULL", "Check", "Diagnosis", "diagnose", "to_arviz", "to_datatree"]

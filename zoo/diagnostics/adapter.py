@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
     from zoo.types import Batch, Dataset
 
-__all__ = ["Evaluated", "Site", "evaluate", "log_likelihood", "sites", "take_rows", "to_arviz"]
+__all__ = ["Evaluated", "Site", "evaluate", "log_likelihood", "sites", "take_rows", "to_arviz", "to_datatree"]
 
 Kind = Literal["latent", "deterministic", "observed", "enumerated", "factor"]
 
@@ -505,6 +505,27 @@ def to_arviz(
         "left_out": json.dumps(left_out),
     }
     return az.InferenceData(attrs=attrs, **{k: v for k, v in built.items() if v is not None and v.data_vars})
+
+
+def to_datatree(posterior: Posterior, **options: Any) -> xr.DataTree:
+    """Convert a posterior to the tree of ArviZ 1, with the groups, dims and labels of :func:`to_arviz`.
+
+    The tree is made by xarray, so ``arviz-base`` need not be installed; ``arviz-stats`` and ``arviz-plots`` take it as
+    it is.
+
+    Args:
+        posterior: A fit.
+        **options: Those of :func:`to_arviz`.
+
+    Returns:
+        The tree, with one node per group; ``attrs["left_out"]`` at its root.
+    """
+    import xarray as xr
+
+    found = to_arviz(posterior, **options)
+    tree = xr.DataTree.from_dict({f"/{group}": found[group] for group in found.groups()})
+    tree.attrs.update(found.attrs)
+    return tree
 
 
 def _choose_rows(

@@ -423,7 +423,7 @@ def pareto_k_rows(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
         if verdict == "pass"
         else f"For {100 * share:.0f}% of the rows the guide misses part of the posterior of their own latents: do not "
         "interpret single rows; use a richer guide, or optimise those rows further.",
-        figure="loo",
+        figure="rows",
         data={"values": values, "limit": np.array(limit)},
     )
 

@@ -434,7 +434,7 @@ def _label_sets(probs: NDArray[np.float64], seed: int, most: int = 1_000) -> NDA
     """Draw labels of all rows jointly, each set from the probabilities of one posterior draw."""
     rng = np.random.default_rng(seed)
     upper = np.cumsum(probs, -1)[..., :-1]
-    return np.stack([(rng.random(probs.shape[1])[:, None] > upper[i % len(upper)]).sum(-1) for i in range(most)])
+    return np.stack([(rng.random((probs.shape[1], 1)) > upper[i % len(upper)]).sum(-1) for i in range(most)])
 
 
 def calibration(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int = 1_000, seed: int = 0) -> Check:
@@ -484,7 +484,7 @@ def _target_site(posterior: Posterior, known: dict[str, Site]) -> str:
 
 def _classes(held: HeldOut) -> Check:
     assert held.probs is not None
-    probs, labels = held.probs.mean(0), held.truth
+    probs, labels = np.asarray(held.probs.mean(0)), held.truth
     confidence, guess = probs.max(-1), probs.argmax(-1)
     correct = guess == labels
     error = float(expected_calibration_error(confidence, correct))
@@ -576,7 +576,7 @@ def _coverage(held: HeldOut) -> Check:
 def _losses(held: HeldOut, labels: NDArray[Any]) -> NDArray[np.float64]:
     """Return the score of each row for one or many sets of outcomes: Brier for classes, CRPS for numbers."""
     if held.probs is not None:
-        mean = held.probs.mean(0)
+        mean = np.asarray(held.probs.mean(0))
         halves = 2 if mean.shape[-1] == 2 else 1
         chosen = np.take_along_axis(np.broadcast_to(mean, (*labels.shape, mean.shape[-1])), labels[..., None], -1)[
             ..., 0

@@ -213,7 +213,7 @@ class Refits:
             drawn["log likelihood"] = _likelihood(fit, made, drawn)
             own["log likelihood"] = _likelihood(fit, made, {n: v[None] for n, v in own.items()})[0]
             for label, (name, at) in [*picked.items(), ("log likelihood", ("log likelihood", ()))]:
-                mine, theirs = float(_array(own[name])[at]), _array(drawn[name])[(slice(None), *at)]
+                mine, theirs = float(_array(own[name])[at]), np.moveaxis(_array(drawn[name]), 0, -1)[at]
                 # Ties (discrete quantities) are broken at random, so that ranks stay uniform.
                 below, equal = int((theirs < mine).sum()), int((theirs == mine).sum())
                 ranks.setdefault(label, []).append(below + int(rng.integers(0, equal + 1)))
@@ -599,6 +599,9 @@ def cross_validate(
     rows = len(batch["index"])
     folds = min(folds, rows)
     fold = np.random.default_rng(seed).permutation(np.arange(rows) % folds)
+    with posterior.runs.bound():
+        trace = _trace(posterior.pair.model, batch, first)
+    seen = [s.name for s in known.values() if s.kind == "observed"]
     refitter = _Refitter(posterior, posterior.pair._replace(model=_without(posterior.pair.model, plates)))
     result = np.empty(rows)
     for i in range(folds):
@@ -617,10 +620,26 @@ def cross_validate(
             chains=fit.chains,
             info=fit.info,
         )
-        density = _per_row(plain, plain.log_likelihood(draws=plain.draws(num_draws, seed=seed)))
         left = fold == i
+        if i == 0 and fit.chains is None:
+            _refuse_peeking(fit, set(_entries(posterior, batch, trace, seen).values()), left)
+        density = _per_row(plain, plain.log_likelihood(draws=fit.draws(num_draws, seed=seed)))
         result[left] = logsumexp(density[:, left], axis=0) - math.log(len(density))
     return result
+
+
+def _refuse_peeking(fit: Posterior, targets: set[str], left: NDArray[np.bool_]) -> None:
+    """Refuse a guide that reads the targets of rows that were left out."""
+    train = dict(fit.data.train)
+    at = torch.as_tensor(np.flatnonzero(left))
+    for key in targets:
+        train[key] = train[key].clone()
+        train[key][at] = train[key][at].flip(0) + 1
+    one, other = fit.draws(1), fit.draws(1, batch=train)
+    if any(not torch.equal(one[name], other[name]) for name in one):
+        raise NotApplicable(
+            "the guide reads the targets of every row, also of rows that are left out of the likelihood"
+        )
 
 
 def k_fold(

@@ -25,6 +25,7 @@ from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_fr
 if TYPE_CHECKING:
     import arviz
     import pandas as pd
+    import xarray
 
     from zoo.datasets.files import Table
 
@@ -378,6 +379,19 @@ class Posterior:
         from zoo.diagnostics import to_arviz
 
         return to_arviz(self, **options)
+
+    def to_datatree(self, **options: Any) -> xarray.DataTree:
+        """Convert to the tree of ArviZ 1, every group; see :func:`zoo.diagnostics.to_datatree`.
+
+        Args:
+            **options: Passed on.
+
+        Returns:
+            The tree.
+        """
+        from zoo.diagnostics import to_datatree
+
+        return to_datatree(self, **options)
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write a self-contained HTML report and its JSON; see :func:`zoo.reports.write`.

@@ -30,10 +30,15 @@ __all__ = [
     "overlay",
     "pairs",
     "pareto_k",
+    "rank_ecdf",
     "ranked",
     "ranks",
     "reliability",
+    "risk_coverage",
+    "sensitivity",
+    "spreads",
     "traces",
+    "two_histograms",
 ]
 
 Array = NDArray[np.float64]
@@ -57,6 +62,8 @@ _VARIABLES = {
     GOLD: "gold",
     GREY: "grey",
 }
+_FROM = {"fit": "fitted model", "prior": "prior"}
+_WHAT = {"fit": "Posterior", "prior": "Prior"}
 _WIDTH = 4.7  # inches: one column of the page, and one phone
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -481,7 +488,7 @@ def overlay(
     label: str,
     discrete: bool = False,
     classes: Sequence[str] = (),
-    name: str = "ppc",
+    source: str = "fit",
 ) -> Drawing:
     """Draw the distribution of the observed values over those of replicated data sets.
 
@@ -491,7 +498,7 @@ def overlay(
         label: Name and unit of the values.
         discrete: Whether the values are counts: bars instead of densities.
         classes: Names of the values 0, 1, ... of a class.
-        name: Identifier on the page.
+        source: Whether the data sets come from the ``fit`` or from the ``prior``.
 
     Returns:
         The drawing.
@@ -551,17 +558,30 @@ def overlay(
         ax.set_xlabel(label)
         ax.legend(loc="upper right", ncols=2 if discrete else 1)
 
+    words = (
+        "A line that leaves the band shows a feature of the data that the model does not reproduce."
+        if source == "fit"
+        else "Values far outside of the band contradict the prior; a band far wider than the values means a vague "
+        "prior."
+    )
     return _draw(
-        name,
+        "ppc" if source == "fit" else "prior-ppc",
         paint,
-        caption=f"Observed {label} against {reps.shape[0]} data sets replicated from the fitted model. A line that "
-        "leaves the band shows a feature of the data that the model does not reproduce.",
-        alt=f"Posterior predictive check of {label}: observed values against {reps.shape[0]} replicated data sets.",
+        caption=f"Observed {label} against {reps.shape[0]} data sets replicated from the {_FROM[source]}. {words}",
+        alt=f"{_WHAT[source]} predictive check of {label}: observed values against {reps.shape[0]} replicated data "
+        "sets.",
     )
 
 
 def intervals(
-    labels: Sequence[str], observed: ArrayLike, low: ArrayLike, mid: ArrayLike, high: ArrayLike, *, label: str
+    labels: Sequence[str],
+    observed: ArrayLike,
+    low: ArrayLike,
+    mid: ArrayLike,
+    high: ArrayLike,
+    *,
+    label: str,
+    source: str = "fit",
 ) -> Drawing:
     """Draw each observed value over the interval that the model predicts for it.
 
@@ -572,6 +592,7 @@ def intervals(
         mid: Predictive medians, ``(n,)``.
         high: Upper ends of 90% predictive intervals, ``(n,)``.
         label: Name and unit of the values.
+        source: Whether the intervals come from the ``fit`` or from the ``prior``.
 
     Returns:
         The drawing.
@@ -594,10 +615,10 @@ def intervals(
         ax.legend(loc="upper center", ncols=3, columnspacing=1.0, handlelength=1.2, borderaxespad=0)
 
     return _draw(
-        "ppc",
+        "ppc" if source == "fit" else "prior-ppc",
         paint,
         height=1.1 + 0.23 * y.size,
-        caption=f"Each observed value of {label} over the 90% interval of values replicated from the fitted model; "
+        caption=f"Each observed value of {label} over the 90% interval of values replicated from the {_FROM[source]}; "
         f"{inside} of {y.size} lie inside.",
         alt=f"Observed {label} against predictive intervals for {y.size} rows; {inside} inside.",
     )
@@ -617,7 +638,7 @@ def reliability(
         predicted: Stated probability per bin or nominal coverage, ``(bins,)``.
         observed: Observed frequency per bin, ``(bins,)``; NaN where a bin is empty.
         counts: Rows per bin, for error bars and the histogram, ``(bins,)``.
-        kind: ``probability`` or ``coverage``.
+        kind: ``probability``, ``coverage`` (of predictions) or ``interval`` (of parameters, over refits).
         name: Identifier on the page.
 
     Returns:
@@ -651,6 +672,8 @@ def reliability(
     what = (
         "Stated class probability against observed frequency on held-out rows"
         if kind == "probability"
+        else "Nominal coverage of central posterior intervals against the share of simulated true values inside them"
+        if kind == "interval"
         else "Nominal coverage of central predictive intervals against the share of held-out rows inside them"
     )
     return _draw(
@@ -662,13 +685,14 @@ def reliability(
     )
 
 
-def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Drawing:
-    """Draw the Pareto k of leave-one-out cross-validation per datum.
+def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000, of: str = "loo") -> Drawing:
+    """Draw the Pareto k per datum: of leave-one-out cross-validation, or of the guide of the data's own latents.
 
     Args:
         values: One k per datum, ``(n,)``.
         limit: Above it the datum's estimate is unreliable.
         most: Ordinary points shown at most; those above ``limit`` are all shown.
+        of: ``loo`` or ``rows``.
 
     Returns:
         The drawing.
@@ -692,13 +716,19 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000) -> Draw
         ax.set_xlabel("datum")
         ax.set_ylabel("Pareto k")
 
+    words = (
+        "Data above the line pull the posterior so strongly that their left-out prediction cannot be estimated from "
+        "this "
+        "fit."
+        if of == "loo"
+        else "Above the line the guide misses part of the posterior of the datum's own latents."
+    )
+    what = "of leave-one-out cross-validation" if of == "loo" else "of the guide"
     return _draw(
-        "loo",
+        of,
         paint,
         height=2.6,
-        caption=f"Pareto k of leave-one-out cross-validation per datum; {bad.size} of {k.size} lie above {limit:.2g}. "
-        "Data above the line pull the posterior so strongly that their left-out prediction "
-        "cannot be estimated from this fit.",
+        caption=f"Pareto k {what} per datum; {bad.size} of {k.size} lie above {limit:.2g}. {words}",
         alt=f"Pareto k per datum: {bad.size} of {k.size} above {limit:.2g}.",
     )
 
@@ -766,4 +796,238 @@ def ranked(values: ArrayLike, *, name: str, label: str, limit: float, most: int 
         height=2.4,
         caption=f"{label} of {v.size} quantities, sorted; {above} lie above {limit:g}.",
         alt=f"{label} of {v.size} quantities, {above} above {limit:g}.",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- refits
+def rank_ecdf(
+    ranks: ArrayLike, *, largest: int, low: ArrayLike, high: ArrayLike, labels: Sequence[str], worst: int
+) -> Drawing:
+    """Draw how the ranks of simulated true values deviate from a uniform distribution, with a simultaneous band.
+
+    Args:
+        ranks: Rank of the true value in every refit, ``(quantities, refits)``.
+        largest: The largest possible rank.
+        low: Lower end of the band at every inner edge, as a share of the ranks, ``(largest,)``.
+        high: Upper end, ``(largest,)``.
+        labels: Names of the quantities.
+        worst: The quantity that is drawn on top.
+
+    Returns:
+        The drawing: histogram of the worst quantity's ranks, and the difference of all empirical distribution functions
+        from that of a uniform distribution.
+
+    References:
+        Säilynoja, Bürkner, Vehtari (2022), Statistics and Computing 32, fig. 2.
+    """
+    values = np.asarray(ranks, dtype=np.int64)
+    edges = np.arange(1, largest + 1)
+    at = edges / (largest + 1)
+    bottom, top = _array(low) - at, _array(high) - at
+
+    def paint(axes: Any) -> None:
+        histogram, difference = axes
+        bins = np.linspace(-0.5, largest + 0.5, 17)
+        counts, _ = np.histogram(values[worst], bins=bins)
+        histogram.stairs(counts, bins, fill=True, color=FILL)
+        histogram.stairs(counts, bins, color=BLUE, linewidth=1)
+        histogram.axhline(values.shape[1] / 16, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        histogram.set_xlim(-0.5, largest + 0.5)
+        histogram.set_xlabel(f"rank of the true value of {labels[worst]}")
+        histogram.set_ylabel("refits")
+        histogram.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        difference.fill_between(at, bottom, top, color=GREY, alpha=0.2, linewidth=0, label="95% band", step="mid")
+        for i, own in enumerate(values):
+            curve = (own[:, None] < edges).mean(0) - at
+            colour, width = (RED, 1.4) if i == worst else (BLUE, 0.7)
+            difference.plot(
+                at, curve, color=colour, linewidth=width, alpha=1 if i == worst else 0.5, zorder=3 if i == worst else 2
+            )
+        difference.axhline(0, color=MUTED, linewidth=0.8)
+        difference.set_xlim(0, 1)
+        difference.set_xlabel("rank (scaled to 0-1)")
+        difference.set_ylabel("ECDF - uniform")
+        difference.legend(loc="best")
+
+    return _draw(
+        "sbc",
+        paint,
+        rows=2,
+        height=4.4,
+        caption=f"Ranks of true values among {largest} draws of {values.shape[1]} refits to data simulated from the "
+        "prior. "
+        f"Above: {labels[worst]}; a hump means intervals that are too wide, a bowl too narrow ones, a slope biased "
+        f"estimates. Below: all {len(values)} quantities, that one in red; a curve within the band is compatible with "
+        "a "
+        "uniform distribution.",
+        alt=f"Rank histogram of {labels[worst]} and rank distribution functions of {len(values)} quantities.",
+    )
+
+
+def spreads(labels: Sequence[str], ratios: ArrayLike, *, limit: float = 1.25, most: int = 30) -> Drawing:
+    """Draw the ratio of the guide's standard deviations to those of NUTS, parameter by parameter.
+
+    Args:
+        labels: Name per parameter.
+        ratios: Ratio per parameter, ``(n,)``.
+        limit: Largest ratio, or inverse ratio, that passes.
+        most: Parameters shown at most, those that differ most.
+
+    Returns:
+        The drawing.
+    """
+    r = _array(ratios)
+    order = np.argsort(-np.abs(np.log(r)))[:most]
+    order = order[np.argsort(r[order])]
+    at = np.arange(order.size)
+
+    def paint(ax: Axes) -> None:
+        ax.axvspan(1 / limit, limit, color=GREEN, alpha=0.08, linewidth=0)
+        ax.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.scatter(r[order], at, s=24, color=BLUE, zorder=3)
+        ax.set_xscale("log")
+        span = max(float(np.abs(np.log(r)).max()), np.log(1.5)) * 1.1
+        ax.set_xlim(np.exp(-span), np.exp(span))
+        ticks = [t for t in (0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10) if np.exp(-span) <= t <= np.exp(span)]
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_minor_locator(NullLocator())
+        _plain(ax.xaxis)
+        ax.set_yticks(at, [labels[i] for i in order])
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.set_ylim(-0.7, order.size - 0.3)
+        ax.set_xlabel("standard deviation of the guide / of NUTS")
+
+    outside = int((np.abs(np.log(r)) > np.log(limit)).sum())
+    return _draw(
+        "spreads",
+        paint,
+        height=max(0.85 + 0.22 * order.size, 1.6),
+        caption=f"Standard deviation of the guide over that of NUTS; {outside} of {r.size} parameters lie outside of "
+        "the "
+        f"band from {1 / limit:g} to {limit:g}"
+        + (f"; the {order.size} that differ most are shown." if order.size < r.size else "."),
+        alt=f"Ratios of standard deviations of {r.size} parameters, {outside} outside of the band.",
+    )
+
+
+def sensitivity(labels: Sequence[str], prior: ArrayLike, likelihood: ArrayLike, *, limit: float) -> Drawing:
+    """Draw every parameter's sensitivity to the likelihood against that to the prior.
+
+    Args:
+        labels: Name per parameter.
+        prior: Sensitivity to power scaling of the prior, ``(n,)``.
+        likelihood: Of the likelihood, ``(n,)``.
+        limit: From where on a sensitivity matters.
+
+    Returns:
+        The drawing.
+
+    References:
+        Kallioinen, Paananen, Bürkner, Vehtari (2023), Statistics and Computing 34, table 1.
+    """
+    x, y = _array(prior), _array(likelihood)
+    above = np.flatnonzero(x > limit)
+    named = above[np.argsort(-x[above])][:4]
+
+    def paint(ax: Axes) -> None:
+        right, top = 1.15 * max(float(x.max()), 2 * limit), 1.15 * max(float(y.max()), 2 * limit)
+        ax.axvspan(limit, right, color=RED, alpha=0.06, linewidth=0)
+        ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        ax.scatter(x, y, s=18, color=BLUE, alpha=0.8, linewidths=0, zorder=3)
+        for i in named:
+            ax.annotate(labels[i], (x[i], y[i]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        ax.set_xlim(0, right)
+        ax.set_ylim(0, top)
+        ax.set_xlabel("sensitivity to the prior")
+        ax.set_ylabel("sensitivity to the likelihood")
+
+    return _draw(
+        "sensitivity",
+        paint,
+        caption=f"How much each of {x.size} parameters' posteriors changes when the prior or the likelihood is raised "
+        "to a "
+        f"power; {above.size} are sensitive to the prior (right of {limit:g}). Right and above: prior and data "
+        "disagree; "
+        "right and below: the data say little.",
+        alt=f"Sensitivities of {x.size} parameters, {above.size} sensitive to the prior.",
+    )
+
+
+def risk_coverage(coverage: ArrayLike, risk: ArrayLike, low: ArrayLike, high: ArrayLike, *, random: float) -> Drawing:
+    """Draw the risk among the rows that are predicted, from the surest only to all.
+
+    Args:
+        coverage: Share of rows predicted, ``(n,)``.
+        risk: Mean loss among them, ``(n,)``.
+        low: Lower end of the 90% interval of replicated data, ``(n,)``.
+        high: Upper end, ``(n,)``.
+        random: Mean loss of all rows.
+
+    Returns:
+        The drawing.
+
+    References:
+        Geifman, El-Yaniv (2017), arXiv:1705.08500, fig. 1.
+    """
+    c, r, a, b = (_array(v) for v in (coverage, risk, low, high))
+
+    def paint(ax: Axes) -> None:
+        ax.fill_between(c, a, b, color=FILL, linewidth=0, label="as the fit expects, 90%")
+        ax.plot(c, r, color=BLUE, label="observed")
+        ax.axhline(random, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="in random order")
+        late = c > 0.05
+        ax.set_ylim(0, 1.15 * max(float(np.max(r[late], initial=random)), float(np.max(b[late], initial=random)), 1e-9))
+        ax.set_xlim(0, 1)
+        ax.set_xlabel("share of rows predicted, the surest first")
+        ax.set_ylabel("risk")
+        _plain(ax.yaxis)
+        ax.legend(loc="best")
+
+    return _draw(
+        "risk-coverage",
+        paint,
+        caption="Mean loss among the rows that are predicted when the least certain ones are left out. A curve that "
+        "falls "
+        "to the left means that the fit knows where it errs; above the band it errs more among sure rows than it "
+        "claims.",
+        alt=f"Risk-coverage curve; risk of all rows {_number(random)}.",
+    )
+
+
+def two_histograms(inside: ArrayLike, outside: ArrayLike, *, label: str = "predictive uncertainty") -> Drawing:
+    """Draw the uncertainty of held-out rows and of rows from elsewhere.
+
+    Args:
+        inside: Of held-out rows, ``(n,)``.
+        outside: Of rows from elsewhere, ``(m,)``.
+        label: What it is.
+
+    Returns:
+        The drawing.
+    """
+    a, b = _finite(inside), _finite(outside)
+    both = np.concatenate([a, b])
+    low, high = float(both.min()), float(np.quantile(both, 0.995))
+    edges = np.linspace(low, max(high, low + 1e-9), 31)
+
+    def paint(ax: Axes) -> None:
+        for values, colour, name in ((a, BLUE, "held-out rows"), (b, ORANGE, "rows from elsewhere")):
+            share = np.histogram(values, edges)[0] / max(values.size, 1)
+            ax.stairs(share, edges, fill=True, color=colour, alpha=0.3)
+            ax.stairs(share, edges, color=colour, linewidth=1.2, label=name)
+        ax.set_xlabel(label)
+        ax.set_ylabel("share of rows")
+        _plain(ax.xaxis)
+        ax.legend(loc="best")
+
+    return _draw(
+        "ood",
+        paint,
+        height=2.6,
+        caption="Predictive uncertainty of held-out rows and of rows from elsewhere: the further apart, the better the "
+        "fit "
+        "notices rows that are foreign to it.",
+        alt=f"Histograms of predictive uncertainty of {a.size} held-out rows and {b.size} rows from elsewhere.",
     )

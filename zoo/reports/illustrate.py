@@ -203,11 +203,12 @@ def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 100) -> dict
     return found
 
 
-def _predictive_check(data: Dataset, y: Array, samples: Array, *, discrete: bool) -> Drawing:
+def _predictive_check(data: Dataset, y: Array, samples: Array, *, discrete: bool, prior: bool = False) -> Drawing:
     target = data.target
-    name = target.name if target else "y"
+    label = target.name if target else "y"
+    source = "prior" if prior else "fit"
     if target is not None and target.categories:
-        return figures.overlay(y, samples, label=name, classes=target.categories)
+        return figures.overlay(y, samples, label=label, classes=target.categories, source=source)
     if target is not None and not discrete:
         samples, y = samples * target.scale + target.mean, y * target.scale + target.mean
     if y.size <= 30 and not discrete:
@@ -215,8 +216,8 @@ def _predictive_check(data: Dataset, y: Array, samples: Array, *, discrete: bool
         labels = [str(v) for v in data.coords.get(dim, range(y.size))]
         labels = labels if len(labels) == y.size else [str(i) for i in range(y.size)]
         low, mid, high = np.quantile(samples, (0.05, 0.5, 0.95), axis=0)
-        return figures.intervals(labels, y, low, mid, high, label=name)
-    return figures.overlay(y, samples, label=name, discrete=discrete)
+        return figures.intervals(labels, y, low, mid, high, label=label, source=source)
+    return figures.overlay(y, samples, label=label, discrete=discrete, source=source)
 
 
 # -------------------------------------------------------------------------------------------------------- checks
@@ -239,18 +240,52 @@ def checks(posterior: Posterior, diagnosis: Diagnosis) -> dict[str, Drawing]:
 
 
 def _drawing(posterior: Posterior, check: Check) -> Drawing | None:
-    data = {k: array(v) for k, v in check.data.items()}
+    labels = [str(v) for v in check.data["labels"]] if "labels" in check.data else []
+    data = {k: array(v) for k, v in check.data.items() if k != "labels"}
     match check.figure:
         case "khat" if np.isfinite(data["values"]).any():
             return figures.khat_repeats(data["values"], limit=float(data["limit"]))
         case "loo" if np.isfinite(data["values"]).any():
             return figures.pareto_k(data["values"], limit=float(data["limit"]))
+        case "rows" if np.isfinite(data["values"]).any():
+            return figures.pareto_k(data["values"], limit=float(data["limit"]), of="rows")
+        case "sbc":
+            return figures.rank_ecdf(
+                data["ranks"],
+                largest=int(data["largest"]),
+                low=data["low"],
+                high=data["high"],
+                labels=labels,
+                worst=int(data["worst"]),
+            )
+        case "interval_coverage":
+            return figures.reliability(
+                data["predicted"],
+                data["observed"],
+                counts=data["counts"],
+                kind="interval",
+                name="interval-coverage",
+            )
+        case "spreads":
+            return figures.spreads(labels, data["ratios"])
+        case "sensitivity":
+            return figures.sensitivity(labels, data["prior"], data["likelihood"], limit=float(data["limit"]))
+        case "risk_coverage":
+            return figures.risk_coverage(
+                data["coverage"], data["risk"], data["low"], data["high"], random=float(data["random"])
+            )
+        case "histograms":
+            return figures.two_histograms(data["inside"], data["outside"])
         case "reliability" | "coverage":
             kind = "probability" if check.figure == "reliability" else "coverage"
             return figures.reliability(data["predicted"], data["observed"], counts=data.get("counts"), kind=kind)
-        case "ppc":
+        case "ppc" | "prior_ppc":
             return _predictive_check(
-                posterior.data, data["observed"], data["replicated"], discrete=bool(data["discrete"])
+                posterior.data,
+                data["observed"],
+                data["replicated"],
+                discrete=bool(data["discrete"]),
+                prior=check.figure == "prior_ppc",
             )
         case "funnel":
             site = check.value.get("site", "value") if isinstance(check.value, Mapping) else "value"
