@@ -463,6 +463,8 @@ def moment_bounds(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
     _needs_guide(posterior)
     if not point_sites(posterior)[1]:
         raise NotApplicable("the guide is a point estimate, whose weights say nothing about spreads")
+    if affordable(posterior, num_draws) < num_draws:
+        raise NotApplicable("the model is too large for the draws that a second moment of the weights needs")
     draws = affordable(posterior, 5 * num_draws)
     weights = _array(posterior.log_weights(draws, seed=seed))
     k = khat(weights)

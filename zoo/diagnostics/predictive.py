@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _MOST_ROWS = 2_000
+_FEW_ROWS = 500  # of a large model, where all its latents are drawn anew for every replicate
 _MOST_VALUES = 5_000  # values of one replicated data set kept for its figure
 
 
@@ -107,7 +108,7 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
     if not known:
         raise NotApplicable("the model observes no data")
     rows = len(batch["index"]) if "index" in batch else 1
-    count = affordable(posterior, num_draws, least=200, rows=rows)
+    count = affordable(posterior, num_draws, least=100, rows=rows)
     draws = posterior.draws(count, batch=batch, seed=seed)
     replicated = evaluate(posterior, batch, draws, seed=seed).predictive
     found = _compared(known, nodes, replicated)
@@ -155,7 +156,8 @@ def prior_predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed
     References:
         Box (1980), JRSS A 143; Gabry, Simpson, Vehtari, Betancourt, Gelman (2019), JRSS A 182, sec. 3.
     """
-    batch = _subset(posterior, posterior._prepare(None), _MOST_ROWS, seed)
+    large = affordable(posterior, num_draws) < num_draws
+    batch = _subset(posterior, posterior._prepare(None), _FEW_ROWS if large else _MOST_ROWS, seed)
     known, nodes = _observed(posterior, batch)
     if not known:
         raise NotApplicable("the model observes no data")
@@ -168,7 +170,7 @@ def prior_predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed
     if any(s.kind == "factor" for s in sites(posterior, batch, first).values()):
         raise NotApplicable("a factor changes the prior's density, but not what the model simulates")
     rows = len(batch["index"]) if "index" in batch else 1
-    count = affordable(posterior, num_draws, least=200, rows=rows)
+    count = affordable(posterior, num_draws, least=100, rows=rows)
 
     def simulate(_: dict[str, Tensor]) -> dict[str, Tensor]:
         simulated = _trace(model, batch, {}, observed=False).nodes
@@ -402,7 +404,7 @@ def held_out(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> 
     known, nodes = _observed(posterior, held)
     name = _target_site(posterior, known)
     node = nodes[name]
-    count = affordable(posterior, num_draws, least=200, rows=_MOST_ROWS)
+    count = affordable(posterior, num_draws, least=100, rows=_MOST_ROWS)
     prediction = posterior.predict(held, count, seed=seed)
     density = prediction.log_prob.get(name)
     log_prob = None if density is None else _array(density)
@@ -702,7 +704,10 @@ def selective_prediction(
         assert held.samples is not None
         confidence, centre = -held.samples.std(0), held.samples.mean(0)
         own, theirs = (held.truth - centre) ** 2, (held.labels - centre) ** 2
-    if np.ptp(confidence) < 0.1 * abs(float(np.median(confidence))):
+    low, middle, high = np.abs(np.quantile(confidence, (0.05, 0.5, 0.95)))
+    # The spread of rows' standard deviations that comes from finitely many samples alone.
+    noise = 0.0 if held.samples is None else 5 / math.sqrt(2 * len(held.samples))
+    if abs(high - low) < max(0.1, noise) * middle:
         raise NotApplicable("all rows are predicted with about the same uncertainty, so there is no order to judge")
     curve, others = risk_coverage(confidence, own), risk_coverage(confidence, theirs)
     area, areas, random = float(curve.mean()), others.mean(-1), float(own.mean())

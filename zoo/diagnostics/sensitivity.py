@@ -139,8 +139,9 @@ def power_scaling(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
 
     if posterior.chains is None:
         _needs_guide(posterior)
-    count = affordable(posterior, num_draws, least=200)
-    draws, density = _densities(posterior, posterior._prepare(None), count, seed)
+        if affordable(posterior, num_draws) < num_draws:
+            raise NotApplicable("the model is too large for the draws that reweighting needs")
+    draws, density = _densities(posterior, posterior._prepare(None), num_draws, seed)
     base = density["weight"]
     if np.ptp(base) > 0 and khat(base) > khat_threshold(len(base)):
         raise NotApplicable("the guide is too far from the posterior for its draws to be reweighted")

@@ -1,0 +1,246 @@
+"""The checks on fits whose right verdict is known: a fast subset of ``zoo diagnostics``."""
+
+from __future__ import annotations
+
+import json
+
+import arviz as az
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from zoo import cli
+from zoo.diagnostics import CHECKS, diagnose, inference, known, measure, predictive, sensitivity, to_datatree
+from zoo.diagnostics.check import NotApplicable
+from zoo.errors import UnknownNameError
+from zoo.reports import illustrate
+from zoo.tasks._scores import crps
+from zoo.tasks.classification import brier
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CORRECT, FAULTY = 12, 5
+
+
+@pytest.mark.parametrize("case", known.CASES, ids=lambda c: "-".join(c.checks) + " " + c.fault[:20])
+def test_the_known_cases(case):
+    """At a level of 5%, four alarms in twelve come by chance once in 400 times; a power of 0.9 catches four of five."""
+    slow = case.checks[0] in ("vi_against_nuts", "r_hat", "ess", "simulation_calibration")
+    correct = [case.run(False, 1_000 + seed) for seed in range(CORRECT // (4 if slow else 1))]
+    faulty = [case.run(True, 1_000 + seed) for seed in range(2 if slow else FAULTY)]
+    for i, name in enumerate(case.checks):
+        assert {run[i].name for run in correct + faulty} == {name}
+        assert sum(run[i].verdict != "pass" for run in correct) <= (2 if slow else 3)
+        assert sum(run[i].verdict != "pass" for run in faulty) >= len(faulty) - 1
+        for check in (run[i] for run in correct + faulty):
+            assert check.explanation.endswith(".")
+            assert check.source
+            assert check.threshold
+            json.dumps(check.to_json(), allow_nan=False)
+        worst = faulty[0][i]
+        if worst.figure and worst.figure not in ("loss", "bars"):
+            drawing = illustrate._drawing(known.gaussian(1), worst)
+            assert drawing is None or drawing.svg.startswith("<svg")
+            assert drawing is not None or not worst.data
+
+
+def test_every_check_has_a_case():
+    assert {name for case in known.CASES for name in case.checks} == set(CHECKS)
+
+
+def test_the_measurement_sees_a_check_that_cries_wolf(monkeypatch):
+    """A threshold that is too strict loses its level, one that is too lax its power."""
+    strict = measure.measure(repetitions=12, faults=3, checks=["funnel"])[0]
+    assert strict.level_kept
+    assert strict.power_reached
+    monkeypatch.setattr(inference, "_judge", lambda value, warn, fail: "fail")
+    assert not measure.measure(repetitions=12, faults=3, checks=["funnel"])[0].level_kept
+    monkeypatch.setattr(inference, "_judge", lambda value, warn, fail: "pass")
+    assert not measure.measure(repetitions=12, faults=3, checks=["funnel"])[0].power_reached
+    with pytest.raises(UnknownNameError, match="did you mean 'funnel'"):
+        measure.measure(checks=["funel"])
+
+
+def test_the_interval_is_exact():
+    assert measure._interval(0, 100) == pytest.approx((0.0, 0.0362), abs=1e-4)
+    assert measure._interval(5, 100) == pytest.approx((0.0164, 0.1128), abs=1e-4)
+
+
+def test_known_numbers_are_told_from_wrong_ones():
+    assert all(measure.ANSWERS[i]().right for i in (0, 1, 2, 4))
+    assert not measure._near("pi", 3.14, 3.2, 0.05).right
+
+
+def test_the_command_writes_the_page(tmp_path):
+    out = tmp_path / "page.md"
+    options = ["--repetitions", "4", "--faults", "2", "--check", "funnel", "--check", "moment_bounds"]
+    found = CliRunner().invoke(cli.app, ["--json", "diagnostics", "--out", str(out), *options])
+    assert found.exit_code == 0, found.output
+    values = json.loads(found.stdout)
+    assert [c["check"] for c in values["checks"]] == ["moment_bounds", "funnel"]
+    text = out.read_text()
+    assert "| `funnel` |" in text
+    assert "`zoo diagnostics --repetitions 4 --faults 2 --check funnel --check moment_bounds`" in text
+    assert text.count("as stated |") == 2
+
+
+# -------------------------------------------------------------------------------------------------------- the guide
+@pytest.mark.parametrize(("factor", "tail"), [(0.5, 0.75), (0.8, 0.36)])
+def test_the_rows_k_is_that_of_the_theory(factor, tail):
+    check = inference.pareto_k_rows(known.local(0, factor=factor), num_draws=4_000)
+    assert check.value["median k-hat"] == pytest.approx(tail, abs=0.15)
+    with pytest.raises(NotApplicable, match="no row"):
+        inference.pareto_k_rows(known.normal(0))
+
+
+def test_rows_are_judged_where_their_sum_is_hopeless():
+    """Two hundred rows a tenth too narrow: every one is fine, all together are not."""
+    fit = known.local(0, rows=200, factor=0.85)
+    assert inference.pareto_k_rows(fit).verdict == "pass"
+    assert inference.pareto_k(fit, num_draws=500).verdict == "fail"
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.4])
+def test_moment_bounds_hold_and_match_the_known_divergence(factor):
+    """N(0, 1) over N(0, s^2): E w^2 = s^2 / sqrt(2 s^2 - 1), and the ELBO's distance is the divergence KL(q|p)."""
+    check = inference.moment_bounds(known.gaussian(1, factor=factor), num_draws=20_000)
+    renyi = np.log(factor**2 / np.sqrt(2 * factor**2 - 1))
+    kl = 0.5 * (factor**2 - 1) - np.log(factor)
+    assert check.value["Renyi divergence of order 2, at most"] == pytest.approx(renyi + 2 * kl, rel=0.15)
+    assert check.value["error of sd, at most, in sd"] >= abs(1 - factor) / factor
+    shifted = inference.moment_bounds(known.normal(0, shift=0.3))
+    assert shifted.value["error of means, at most, in sd"] >= 0.3
+
+
+def test_vacuous_bounds_say_so_and_change_no_verdict():
+    check = inference.moment_bounds(known.gaussian(1, factor=0.5))
+    assert check.verdict == "warn"
+    assert "vacuous" in check.explanation
+    diagnosis = diagnose(known.normal(0, factor=1.4), checks=["pareto_k", "moment_bounds", "predictive_check"])
+    assert diagnosis["moment_bounds"].verdict == "warn"
+    assert diagnosis.verdict == "usable"
+
+
+# ------------------------------------------------------------------------------------------------------- sensitivity
+def test_the_cumulative_distance_is_zero_for_equal_and_grows_with_a_shift():
+    x = np.sort(np.random.default_rng(0).normal(size=4_000))
+    flat = np.full(4_000, 1 / 4_000)
+    assert sensitivity.cumulative_jensen_shannon(x, flat, flat) == 0
+
+    def tilted(shift):
+        weights = np.exp(shift * x)
+        return weights / weights.sum()
+
+    distances = [sensitivity.cumulative_jensen_shannon(x, flat, tilted(s)) for s in (0.1, 0.2, 0.4)]
+    assert distances == sorted(distances)
+    assert distances[1] == pytest.approx(2 * distances[0], rel=0.1)
+    mirrored = sensitivity.cumulative_jensen_shannon(-x, flat, tilted(0.2))
+    assert mirrored == pytest.approx(distances[1], rel=1e-6)
+
+
+def test_power_scaling_agrees_with_refits_under_a_scaled_prior():
+    """The conjugate posterior under prior power 1.01 has a known mean: importance weights must move there."""
+    fit = known.normal(0, mean=3.0, rows=5)
+    draws, density = sensitivity._densities(fit, fit._prepare(None), 20_000, 0)
+    weights = np.exp(0.5 * (density["prior"] - density["prior"].max()))
+    mean = float((weights * draws["mu"]).sum() / weights.sum())
+    assert mean == pytest.approx(float(fit.data.train["y"].sum() / (5 + 1.5)), abs=0.02)
+
+
+def test_what_says_nothing_about_a_parameter_is_named():
+    data = known.dataset({"y": torch.randn(30, dtype=torch.float64)})
+
+    def model(batch):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("nothing", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("datum", 30, subsample=batch["index"]):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=batch.get("y"))
+
+    def guide(batch):
+        pyro.sample("mu", dist.Normal(data.train["y"].sum() / 31, 31**-0.5))
+        pyro.sample("nothing", dist.Normal(torch.zeros(()), 1.0))
+
+    check = sensitivity.power_scaling(known.variational(model, guide, data))
+    assert check.verdict == "warn"
+    assert check.value["of"] == "nothing"
+    assert "say little" in check.explanation
+
+
+# ------------------------------------------------------------------------------------------------------- predictions
+def test_scores_agree_with_the_tasks():
+    held = predictive.held_out(known.normal(0, test=50), num_draws=300)
+    ours = float(predictive._losses(held, held.truth).mean())
+    theirs = crps(torch.as_tensor(held.samples), torch.as_tensor(held.truth))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+    held = predictive.held_out(known.classes(0), num_draws=50)
+    ours = float(predictive._losses(held, held.truth).mean())
+    assert ours == pytest.approx(brier(torch.as_tensor(held.probs.mean(0)), torch.as_tensor(held.truth)), rel=1e-9)
+
+
+def test_the_crps_is_that_of_the_library():
+    library = pytest.importorskip("scoringrules", reason="scoringrules is not installed")
+    held = predictive.held_out(known.normal(0, test=50), num_draws=300)
+    theirs = library.crps_ensemble(held.truth, held.samples.T, estimator="fair")
+    np.testing.assert_allclose(predictive._losses(held, held.truth), theirs, rtol=1e-6)
+
+
+def test_the_risk_coverage_curve_by_hand():
+    curve = predictive.risk_coverage(np.array([0.9, 0.1, 0.5]), np.array([0.0, 1.0, 1.0]))
+    np.testing.assert_allclose(curve, [0.0, 0.5, 2 / 3])
+
+
+def test_rows_that_share_what_is_unknown_are_no_error():
+    """One training row: all test rows are off together, which the prediction itself expects."""
+    verdicts = [
+        predictive.calibration(known.normal(seed, rows=1, test=200), num_draws=400, seed=seed).verdict
+        for seed in range(20)
+    ]
+    assert sum(v != "pass" for v in verdicts) <= 4
+
+
+def test_equal_uncertainty_has_no_order():
+    with pytest.raises(NotApplicable, match="same uncertainty"):
+        predictive.selective_prediction(known.normal(0, test=50))
+    with pytest.raises(NotApplicable, match="pass ood="):
+        predictive.out_of_distribution(known.normal(0, test=50))
+
+
+def test_a_vague_prior_is_no_conflict():
+    check = predictive.prior_predictive_check(known.own_parameters(0))
+    assert check.verdict == "pass"
+    fit = known.normal(0, rows=30)
+
+    def vague(batch):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+        scale = pyro.sample("scale", dist.LogNormal(torch.tensor(6.0), 0.5))
+        with pyro.plate("datum", 30, subsample=batch["index"]):
+            pyro.sample("y", dist.Normal(mu, scale), obs=batch.get("y"))
+
+    def guide(batch):
+        fit.pair.guide(batch)
+        pyro.sample("scale", dist.LogNormal(torch.zeros(()), 0.1))
+
+    check = predictive.prior_predictive_check(known.variational(vague, guide, fit.data))
+    assert check.verdict == "pass"
+    assert "vague" in check.explanation
+
+
+# ------------------------------------------------------------------------------------------------------------ ArviZ
+def test_the_tree_holds_what_the_inference_data_hold():
+    fit = known.normal(0)
+    data, tree = fit.to_arviz(num_draws=50), to_datatree(fit, num_draws=50)
+    assert set(tree.children) == set(data.groups())
+    for group in data.groups():
+        assert tree[group].to_dataset().equals(data[group])
+    assert tree.attrs["left_out"] == data.attrs["left_out"]
+    assert fit.to_datatree(num_draws=50)["posterior"].to_dataset().equals(data.posterior)
+    assert az.summary(data).index.tolist() == ["mu"]
+
+
+def test_arviz_base_takes_the_tree():
+    base = pytest.importorskip("arviz_base", reason="the extra 'arviz1' is not installed")
+    tree = known.normal(0).to_datatree(num_draws=50)
+    assert base.convert_to_datatree(tree) is tree
+    assert base.extract(tree).size == 50
