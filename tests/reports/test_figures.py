@@ -39,6 +39,28 @@ CASES: dict[str, Callable[[], Drawing]] = {
     "coverage": lambda: figures.reliability([0.5, 0.9], [0.4, 0.9], kind="coverage"),
     "loo": lambda: figures.pareto_k([0.1, 0.9, np.nan]),
     "funnel": lambda: figures.funnel(N(100), N(100), site="theta"),
+    "rows": lambda: figures.pareto_k([0.1, 0.9, np.nan], of="rows"),
+    "overlay-prior": lambda: figures.overlay(N(200), 100 * N((50, 200)), label="y", source="prior"),
+    "intervals-prior": lambda: figures.intervals(
+        ["a", "b"], [0, 1], [-1, -1], [0, 0], [1, 2], label="y", source="prior"
+    ),
+    "interval-coverage": lambda: figures.reliability([0.5, 0.9], [0.4, 0.9], kind="interval", name="interval-coverage"),
+    "rank-ecdf": lambda: figures.rank_ecdf(
+        RNG.integers(0, 80, (3, 100)),
+        largest=79,
+        low=np.linspace(0, 0.9, 79),
+        high=np.linspace(0.1, 1, 79),
+        labels=["a", "b<c", "d"],
+        worst=1,
+    ),
+    "spreads": lambda: figures.spreads([f"theta[{i}]" for i in range(40)], np.exp(N(40))),
+    "spreads-one": lambda: figures.spreads(["mu"], [1.0]),
+    "sensitivity": lambda: figures.sensitivity(["a", "b"], [0.2, 0.01], [0.01, 0.3], limit=0.05),
+    "risk-coverage": lambda: figures.risk_coverage(
+        np.linspace(0.01, 1, 50), np.zeros(50), np.zeros(50), np.zeros(50), random=0.0
+    ),
+    "ood": lambda: figures.two_histograms(N(50), np.full(20, 3.0)),
+    "ood-constant": lambda: figures.two_histograms(np.zeros(5), np.zeros(5)),
     "ranked": lambda: figures.ranked([1.0, 1.2, np.nan], name="r", label="R-hat", limit=1.01),
 }
 
