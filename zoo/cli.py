@@ -723,15 +723,22 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Page to write, .html. Default: DIR/report.html.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw behind the page.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also fit again: simulated data, NUTS, folds. Takes as long as 100 fits.")
+    ] = False,
 ) -> None:
     """Write the report of a saved posterior, and print its verdict."""
     say: Say = ctx.obj
+    from zoo.diagnostics import diagnose
     from zoo.inference.posterior import load
+    from zoo.inference.progress import bar
 
     with _warnings(say):
         posterior = load(folder)
         say.note("checking the posterior and writing the report")
-        path = posterior.report(out if out is not None else folder / "report.html", seed=seed)
+        with bar(full and not say.quiet) as tell:
+            diagnosis = diagnose(posterior, seed=seed, full=full, progress=tell)
+        path = posterior.report(out if out is not None else folder / "report.html", seed=seed, diagnosis=diagnosis)
     numbers = path.with_suffix(".json")
     result = _outcome(posterior, numbers) | {
         "name": posterior.name,
