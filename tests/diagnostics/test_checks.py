@@ -525,6 +525,27 @@ def made(**verdicts):
         ({"r_hat": "pass", "predictive_check": "pass", "loo": "fail"}, True, ("usable", "usable", "usable with care")),
         ({"predictive_check": "pass"}, False, ("usable with care", "usable", "usable with care")),
         ({"pareto_k": "pass"}, False, ("usable", "usable with care", "usable with care")),
+        # Refits fail over the prior; at the data at hand the guide was found good, or not.
+        (
+            {"pareto_k": "pass", "simulation_calibration": "fail", "predictive_check": "pass"},
+            False,
+            ("usable with care", "usable", "usable with care"),
+        ),
+        (
+            {"pareto_k": "warn", "simulation_calibration": "fail", "predictive_check": "pass"},
+            False,
+            ("do not use", "do not use", "do not use"),
+        ),
+        (
+            {"pareto_k": "warn", "vi_against_nuts": "pass", "interval_coverage": "fail", "predictive_check": "pass"},
+            False,
+            ("usable with care", "usable", "usable with care"),
+        ),
+        (
+            {"pareto_k": "pass", "vi_against_nuts": "fail", "predictive_check": "pass"},
+            False,
+            ("do not use", "do not use", "do not use"),
+        ),
     ],
 )
 def test_the_rule(verdicts, sampled_, expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ FULL = ("vi_against_nuts", "simulation_calibration", "interval_coverage", "k_fol
 
 # Checks whose warning says that nothing is guaranteed, which is no evidence against the fit.
 _NO_EVIDENCE = frozenset({"moment_bounds"})
+_OF_THE_PRIOR = frozenset({"simulation_calibration", "interval_coverage"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,8 @@ def diagnose(
     rows, and without such rows a failed check of the parameters counts against them too. Data that the model does not
     reproduce count against predictions likewise, unless held-out rows speak for them: then care is asked for. Chains
     that failed are not draws from the posterior, so nothing computed from them is used. Bounds that guarantee nothing
-    are no evidence against a fit, and change no verdict.
+    are no evidence against a fit, and change no verdict. Refits to simulated data judge a fit over all data that the
+    prior expects: where k-hat or NUTS speak for it at the data at hand, a failure there asks for care only.
 
     Args:
         posterior: A fit.
@@ -239,6 +242,13 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
         for kind in ("parameters", "predictions", "comparison")
     }
     broken = [c for c in checks if c.error]
+    # Refits speak of the data that the prior expects; what was measured at the data at hand outweighs them.
+    local = {c.name: c.verdict for c in about["parameters"]}
+    if local.get("vi_against_nuts") in ("pass", "warn") or local.get("pareto_k") == "pass":
+        about["parameters"] = [
+            dataclasses.replace(c, verdict="warn") if c.name in _OF_THE_PRIOR and c.verdict == "fail" else c
+            for c in about["parameters"]
+        ]
     reasons: list[str] = []
     parameters = _use(about["parameters"])
     predictions = _use(about["predictions"])

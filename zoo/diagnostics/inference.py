@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _MOST_ELEMENTS = 2_000  # elements of all sites for which chains are compared
+_ROWS_OF_SCALES = 200
 _MOST_WORK = 1e10  # latent elements x rows x draws that a check may spend
 
 _VEHTARI_2021 = "Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2)"
@@ -614,11 +615,15 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
         Brascamp, Lieb (1976), J. Funct. Anal. 22, theorem 4.1, for the bound on the conditional variance.
     """
     batch = posterior._prepare(None)
-    few = posterior.draws(3, seed=seed)
+    if posterior.chains is None and "index" in batch and len(batch["index"]) > _ROWS_OF_SCALES:
+        # Scales of priors do not depend on the data, so a part of the rows shows them as well.
+        batch = take_rows(posterior.data, batch, torch.arange(_ROWS_OF_SCALES))
+    own = batch if posterior.chains is None else None
+    few = posterior.draws(3, batch=own, seed=seed)
     moving = [n for n, (_, scale) in _prior_scales(posterior, batch, few).items() if scale.log().std(0).amax() > 1e-6]
     if not moving:
         raise NotApplicable("no latent has a prior whose scale is itself latent, so there can be no such funnel")
-    draws = posterior.draws(affordable(posterior, num_draws, least=100), seed=seed)
+    draws = posterior.draws(affordable(posterior, num_draws, least=100), batch=own, seed=seed)
     found = _prior_scales(posterior, batch, draws)
     worst: tuple[float, str, NDArray[Any], NDArray[Any]] | None = None
     widest = 1.0
