@@ -136,8 +136,8 @@ def test_a_wrong_likelihood_fails_on_the_data_and_not_on_simulated_ones():
 
 
 def test_chains_are_refitted_by_the_sampler(batch):
-    fit = zoo.fit(Pair(model), batch, engine="nuts", chains=2, draws=300, tune=300)
-    check = refits.simulation_calibration(fit, refits=refits.Refits(fit, num=20))
+    fit = zoo.fit(Pair(model), batch, engine="nuts", chains=2, draws=200, tune=200)
+    check = refits.simulation_calibration(fit, refits=refits.Refits(fit, num=10))
     assert check.verdict == "pass"
 
     def wrong(batch):  # the density is that of twice as many data as are simulated
@@ -145,8 +145,8 @@ def test_chains_are_refitted_by_the_sampler(batch):
         with pyro.plate("datum", 20, subsample=batch["index"]), pyro.poutine.scale(scale=6.0):
             pyro.sample("y", dist.Normal(mu, 1.0), obs=batch.get("y"))
 
-    fit = zoo.fit(Pair(wrong), batch, engine="nuts", chains=2, draws=300, tune=300)
-    check = refits.simulation_calibration(fit, refits=refits.Refits(fit, num=40))
+    fit = zoo.fit(Pair(wrong), batch, engine="nuts", chains=2, draws=200, tune=200)
+    check = refits.simulation_calibration(fit, refits=refits.Refits(fit, num=25))
     assert check.verdict == "fail"
     assert "sampler" in check.explanation
 
