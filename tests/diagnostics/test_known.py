@@ -200,6 +200,19 @@ def test_rows_that_share_what_is_unknown_are_no_error():
     assert sum(v != "pass" for v in verdicts) <= 4
 
 
+@pytest.mark.parametrize("how", ["predict", "arviz"])
+def test_predictions_do_not_repeat_the_noise_of_the_draws(how):
+    """One row: noise on the stream of the draws would be the draws' own, and the spreads would add up."""
+    fit = known.normal(0, rows=1)
+    if how == "predict":
+        draws, new = fit.draws(2_000, seed=3)["mu"].numpy(), fit.predict(n=2_000, seed=3).samples["y"].numpy()[:, 0]
+    else:
+        data = fit.to_arviz(num_draws=2_000, seed=3)
+        draws, new = data.posterior["mu"].values[0], data.posterior_predictive["y"].values[0, :, 0]
+    assert abs(np.corrcoef(draws, new - draws)[0, 1]) < 0.1
+    assert new.std() == pytest.approx(1.5**0.5, rel=0.06)
+
+
 def test_equal_uncertainty_has_no_order():
     with pytest.raises(NotApplicable, match="same uncertainty"):
         predictive.selective_prediction(known.normal(0, test=50))

@@ -23,7 +23,7 @@ from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
 from zoo.errors import DataError, ZooError
-from zoo.inference.predictive import Replicate
+from zoo.inference.predictive import Replicate, given_draws
 
 if TYPE_CHECKING:
     import arviz as az
@@ -257,7 +257,7 @@ def evaluate(
         return out
 
     count = len(next(iter(draws.values()))) if draws else 1
-    values = posterior.runs.map(one, count, draws, seed=seed, max_bytes=max_bytes)
+    values = posterior.runs.map(one, count, draws, seed=given_draws(seed), max_bytes=max_bytes)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.split("/", 1)[1]: v for k, v in values.items() if k.startswith(prefix + "/")}

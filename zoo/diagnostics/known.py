@@ -25,6 +25,7 @@ __all__ = ["CASES", "Case", "dataset", "sampled", "variational"]
 
 _DOUBLE = torch.float64
 _DRAWS = 400
+_APART = 1_000_003  # between the seeds of data and of draws: one stream for both would make them depend on each other
 
 
 # -------------------------------------------------------------------------------------------------------- making fits
@@ -526,13 +527,13 @@ def _refits(faulty: bool, seed: int) -> tuple[Check, ...]:
 
 
 def _held(fit: Posterior, seed: int) -> tuple[Check, ...]:
-    held = predictive.held_out(fit, num_draws=_DRAWS, seed=seed)
+    held = predictive.held_out(fit, num_draws=_DRAWS, seed=seed + _APART)
     return predictive.calibration(fit, held=held), predictive.scores(fit, held=held)
 
 
 def _ood(faulty: bool, seed: int) -> tuple[Check, ...]:
     fit, same, far = linear(seed)
-    return (predictive.out_of_distribution(fit, ood=same if faulty else far, num_draws=_DRAWS, seed=seed),)
+    return (predictive.out_of_distribution(fit, ood=same if faulty else far, num_draws=_DRAWS, seed=seed + _APART),)
 
 
 def _chains(kind: str, seed: int) -> tuple[Check, ...]:
@@ -542,7 +543,7 @@ def _chains(kind: str, seed: int) -> tuple[Check, ...]:
 
 def _one(function: Callable[..., Check], make: Callable[[bool, int], Posterior], **options: Any) -> Any:
     def run(faulty: bool, seed: int) -> tuple[Check, ...]:
-        return (function(make(faulty, seed), seed=seed, **options),)
+        return (function(make(faulty, seed), seed=seed + _APART, **options),)
 
     return run
 

@@ -26,7 +26,7 @@ from zoo.inference.objectives import losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, pyro_world, seeded, stream
 from zoo.types import Batch, Elbo, Pair
 
-__all__ = ["MAX_BYTES", "Prediction", "Runs", "block_seed", "joined"]
+__all__ = ["MAX_BYTES", "Prediction", "Runs", "block_seed", "given_draws", "joined"]
 
 MAX_BYTES = 2**28
 
@@ -82,6 +82,18 @@ def block_seed(seed: int, *where: int) -> int:
         return seed
     text = "/".join(map(str, (seed, *where)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def given_draws(seed: int) -> int:
+    """Return the seed of what is drawn given draws: on their own stream it would repeat their noise.
+
+    Args:
+        seed: Of the draws.
+
+    Returns:
+        Another seed.
+    """
+    return (seed + 0x9E3779B97F4A7C15) % 2**63
 
 
 @dataclass
@@ -307,7 +319,7 @@ class Runs:
                     out[f"log_prob/{name}"] = scale_and_mask(density, mask=given[name]["mask"])
             return out
 
-        found = self.map(one, _count(latents), latents, seed=seed, max_bytes=max_bytes, compile=compile)
+        found = self.map(one, _count(latents), latents, seed=given_draws(seed), max_bytes=max_bytes, compile=compile)
         kinds: dict[str, dict[str, Tensor]] = {"samples": {}, "probs": {}, "means": {}, "log_prob": {}}
         for key, value in found.items():
             kind, name = key.split("/", 1)
