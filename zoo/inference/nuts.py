@@ -301,7 +301,12 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
         return None, reason
     example = (torch.zeros(potential.size, dtype=potential.dtype), *potential.constants)
     try:
-        path = build(potential.graph, example, {"cpp.threads": 1})
+        options: dict[str, Any] = {"cpp.threads": 1}
+        if any(node.target is torch.ops.aten.mv.default for node in potential.graph.graph.nodes):
+            # A product must not compute the entries of its vector anew for every block of rows (a quarter of the time
+            # of a horseshoe's log density).
+            options["realize_opcount_threshold"] = 8
+        path = build(potential.graph, example, options)
         result = Compiled(library=path, size=potential.size, dtype=potential.dtype, constants=potential.constants)
         value, gradient = result.evaluate(point)
     except Exception as error:
