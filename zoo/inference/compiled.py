@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -93,9 +94,9 @@ class CompiledSVI:
         return torch.cat(found)
 
     def _run(self, steps: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves: list[Any] = []
+        key = (torch.get_default_dtype(), _flatten((args, kwargs), leaves))
         tensors = [v for v in leaves if isinstance(v, Tensor)]
-        key = (spec, torch.get_default_dtype(), *(_describe(v) for v in leaves))
         with LOCK:
             store = pyro.get_param_store()
             found = self._programs.pop(key, None)
@@ -111,7 +112,7 @@ class CompiledSVI:
                     else:
                         found = None
             if found is None:
-                found = self._trace(leaves, spec, tensors)
+                found = self._trace(args, kwargs, leaves)
                 params = [store._params[n] for n in found.layout.names]
             self._programs[key] = found  # the latest comes last
             return self._take(found, steps, params, tensors)
@@ -146,8 +147,8 @@ class CompiledSVI:
         """Why the latest program runs eagerly; empty if it is compiled."""
         return next(reversed(self._programs.values())).program.reason if self._programs else ""
 
-    def _trace(self, leaves: list[Any], spec: Any, tensors: list[Tensor]) -> _Traced:
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Traced:
+        tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
         modules = tuple(_modules((self.model, self.guide)))
         before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
@@ -170,15 +171,14 @@ class CompiledSVI:
         )
         slots = bind(self.optim, params)
         rules = None if slots is None else slots.rules
+        skeleton = _filled((args, kwargs), itertools.repeat(torch.empty(0)))  # does not keep the first batch alive
 
         def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
             count, middle = len(names), len(names) + len(buffers)
             end = middle + (0 if rules is None else 2 * count + 1)
             own = [v.detach().requires_grad_(True) for v in inputs[:count]]
             kept = [b.clone() for b in inputs[count:middle]]
-            rest = iter(inputs[end:])
-            filled = [next(rest) if isinstance(v, Tensor) else v for v in leaves]
-            inner_args, inner_kwargs = pytree.tree_unflatten(filled, spec)
+            inner_args, inner_kwargs = _filled(skeleton, iter(inputs[end:]))
             with layout.bind(own, kept, tracing=tracing):
                 loss = self.loss.loss_and_grads(self.model, self.guide, *inner_args, **inner_kwargs)
                 held = [pyro.get_param_store()._params[n] for n in names]
@@ -233,11 +233,35 @@ def compile_svi(
     return CompiledSVI(model, guide, loss if loss is not None else Trace_ELBO(), optim)
 
 
-def _describe(value: Any) -> Any:
+def _flatten(value: Any, leaves: list[Any]) -> Any:
+    """Append the leaves of nested containers in order, and return all that decides which program fits them."""
     if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype, str(value.device)
+        leaves.append(value)
+        return value.shape, value.dtype, value.device
+    if type(value) is dict:
+        return dict, *value, *[_flatten(v, leaves) for v in value.values()]
+    if type(value) in (list, tuple):
+        return type(value), *[_flatten(v, leaves) for v in value]
+    if not pytree.tree_is_leaf(value):  # a container that is registered with torch
+        inner, spec = pytree.tree_flatten(value)
+        return str(spec), *[_flatten(v, leaves) for v in inner]
+    leaves.append(value)
     try:
         hash(value)
     except TypeError:
         return repr(value)
     return type(value).__name__, value
+
+
+def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """Return nested containers with other tensors in the places of theirs."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if type(value) is dict:
+        return {k: _filled(v, tensors) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_filled(v, tensors) for v in value)
+    if not pytree.tree_is_leaf(value):
+        inner, spec = pytree.tree_flatten(value)
+        return pytree.tree_unflatten([_filled(v, tensors) for v in inner], spec)
+    return value

@@ -69,7 +69,12 @@ class Slots:
         self.states = [own.state[p] for own, p in zip(owns, params, strict=True)]
         self.first = [state["exp_avg"] for state in self.states]
         self.second = [state["exp_avg_sq"] for state in self.states]
-        self.counters = [state["step"] for state in self.states if isinstance(state["step"], Tensor)]
+        # Counters that are tensors become entries of one, so that a step adds once.
+        counted = [state for state in self.states if isinstance(state["step"], Tensor)]
+        self.counter = torch.stack([state["step"] for state in counted]) if counted else None
+        for i, state in enumerate(counted):
+            state["step"] = self.counter[i]  # type: ignore[index]
+        self.plain = [state for state in self.states if not isinstance(state["step"], Tensor)]
         self.read = [tuple(map(group.get, _READ)) for group in self.groups]
         self._take()
 
@@ -77,7 +82,7 @@ class Slots:
         self.lr = [float(group["lr"]) for group in self.groups]
         steps = [float(state["step"]) for state in self.states]
         self.rates = torch.tensor([self.lr, steps], dtype=torch.float64)
-        self.versions = [counter._version for counter in self.counters]
+        self.version = None if self.counter is None else self.counter._version
 
     def current(self, optim: PyroOptim, params: Sequence[Tensor]) -> bool:
         """Return whether this is still the optimiser's state, taking over changed learning rates and step counts.
@@ -97,9 +102,8 @@ class Slots:
                 return False
             if own.state.get(p) is not state or tuple(map(group.get, _READ)) != read:
                 return False
-        if self.lr != [group["lr"] for group in self.groups] or (
-            self.versions != [counter._version for counter in self.counters]
-        ):
+        version = None if self.counter is None else self.counter._version
+        if self.version != version or self.lr != [group["lr"] for group in self.groups]:
             self._take()
         return True
 
@@ -109,15 +113,15 @@ class Slots:
         Args:
             steps: How many; :attr:`rates` is as after them.
         """
-        if self.counters:
-            torch._foreach_add_(self.counters, steps)
-        self.versions = [counter._version for counter in self.counters]
-        if len(self.counters) < len(self.states):
+        if self.counter is not None:
+            self.counter += steps
+            self.version = self.counter._version
+        if self.plain:
             self.lr = self.rates[0].tolist()
-            for rate, group, state in zip(self.lr, self.groups, self.states, strict=True):
-                if not isinstance(state["step"], Tensor):
-                    state["step"] += steps
-                    group["lr"] = rate
+            for rate, group in zip(self.lr, self.groups, strict=True):
+                group["lr"] = rate
+            for state in self.plain:
+                state["step"] += steps
 
 
 def _rule(own: Any) -> Rule:
