@@ -161,11 +161,8 @@ class _Bound(TorchFunctionMode):
                 answer = _answer(func, code.co_name, args)
                 if answer is not NotImplemented:
                     return answer
-        if self.tracing and func is torch._is_all_true:
-            if "distribution" in sys._getframe(1).f_code.co_filename:
-                return (
-                    True  # a distribution built outside the pair still validates; the first steps are checked eagerly
-                )
+        if self.tracing and func is torch._is_all_true and "distribution" in sys._getframe(1).f_code.co_filename:
+            return True  # asked by a distribution that was built, with validation, outside the pair
         if self.tracing and func in _RECURRENT:
             return _unroll(func, args, kwargs)
         return func(*args, **kwargs)
