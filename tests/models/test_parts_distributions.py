@@ -11,7 +11,7 @@ import torch
 from scipy import integrate, special, stats
 from torch.distributions import kl_divergence
 
-from zoo.models._parts.distributions import NormalJeffreys, log_uniform_kl
+from zoo.models._parts.distributions import NormalJeffreys, UnitDropout, log_uniform_kl
 
 
 def exact_log_uniform_kl(log_alpha: np.ndarray) -> np.ndarray:
@@ -101,3 +101,20 @@ def test_root_of_gamma_times_inverse_gamma_is_half_cauchy() -> None:
     # Gamma(1/2, scale tau^2) takes the *rate* 1 / tau^2; the mistake is visible.
     wrong = (dist.Gamma(half, one * tau**2).sample((n,)) * dist.InverseGamma(half, one).sample((n,))).sqrt()
     assert stats.kstest(wrong.numpy(), stats.halfcauchy(scale=tau).cdf).pvalue < 1e-6
+
+
+def test_dropped_units_have_the_moments_and_the_divergence_of_simulation() -> None:
+    torch.manual_seed(0)
+    q = UnitDropout(torch.randn(3, 4, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.0]).double())
+    prior = dist.Normal(torch.zeros(4, dtype=torch.float64), 0.7).to_event(1).expand([3])
+    num = 50_000
+    draws = q.rsample((num,))
+    assert bool((draws[:, 2] == q.loc[2]).all())
+    assert bool(((draws[:, 1] == 0).all(-1) | (draws[:, 1] == q.loc[1]).all(-1)).all())
+    torch.testing.assert_close(draws.mean(0), q.mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(draws.var(0), q.variance, atol=0.03, rtol=0.03)
+    terms = q.log_prob(draws) - prior.log_prob(draws)
+    error = terms.std(0) / num**0.5
+    assert bool(((terms.mean(0) - kl_divergence(q, prior)).abs() <= 5 * error + 1e-9).all())
+    with pytest.raises(NotImplementedError):
+        kl_divergence(q, dist.Cauchy(torch.zeros(4), 1.0).to_event(1))

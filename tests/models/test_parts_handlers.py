@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.errors import PairError
-from zoo.models._parts.handlers import Gaussian, local_reparametrisation
+from zoo.models._parts.distributions import UnitDropout
+from zoo.models._parts.handlers import Gaussian, flipout, local_reparametrisation
 
 ROWS, INPUTS, OUTPUTS = 16, 6, 3
 
@@ -108,7 +109,7 @@ def test_a_wrong_variance_is_caught(batch: tuple[Tensor, Tensor], monkeypatch: p
     right = moments(normal_pair(wrap=local_reparametrisation), batch, 500)[0]
     contract = Gaussian._map
 
-    def mistaken(weight: Gaussian, f: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Gaussian:
+    def mistaken(weight: Gaussian, f: Callable[[Tensor, Tensor], Tensor], x: Tensor, spatial: int | None) -> Gaussian:
         return Gaussian(contract(weight, f, x).loc, f(x.square(), weight.variance.sqrt()))
 
     monkeypatch.setattr(Gaussian, "_map", mistaken)
@@ -204,3 +205,124 @@ def test_it_is_traceable() -> None:
     expected = step(*arguments)
     torch.manual_seed(3)
     torch.testing.assert_close(graph(*arguments), expected)
+
+
+# ----------------------------------------------------------------------------------------------- flipout, dropout
+ESTIMATORS = {"weights": lambda f: f, "local": local_reparametrisation, "flipout": flipout}
+
+
+def exact_loss(batch: tuple[Tensor, Tensor], loc: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Of a linear layer with normal noise: minus the ELBO, and its gradient with respect to the means."""
+    x, y = (t.double() for t in batch)
+    loc = loc.double().requires_grad_()
+    squares = (y - x @ loc).square() + x.square() @ torch.full_like(loc, scale**2)
+    misfit = 0.5 * (squares / 0.25 + math.log(2 * math.pi * 0.25)).sum()
+    kl = 0.5 * (scale**2 + loc.square() - 1 - math.log(scale**2)).sum()
+    (gradient,) = torch.autograd.grad(misfit + kl, loc)
+    return (misfit + kl).detach(), gradient
+
+
+def linear_pair(wrap: Callable[[Any], Any], loc: Tensor, scale: float) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(x.new_zeros(INPUTS, OUTPUTS), 1.0).to_event(2))
+        h = x @ w
+        with pyro.plate("datum", len(x)):
+            pyro.sample("y", dist.Normal(h.draw() if isinstance(h, Gaussian) else h, 0.5).to_event(1), obs=y)
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        w_loc = pyro.param("w_loc", loc.clone())
+        pyro.sample("w", dist.Normal(w_loc, torch.full_like(loc, scale)).to_event(2), infer={"local": True})
+
+    return wrap(model), wrap(guide)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_has_the_exact_expectation_on_a_linear_model(
+    estimator: str, batch: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    loc, scale, num = torch.linspace(-1, 1, INPUTS * OUTPUTS).view(INPUTS, OUTPUTS), 0.3, 1_500
+    with pyro.get_param_store().scope():
+        losses, mean, variance = moments(linear_pair(ESTIMATORS[estimator], loc, scale), batch, num)
+    loss, gradient = exact_loss(batch, loc, scale)
+    assert abs(float(losses.mean() - loss)) < 4 * float(losses.std()) / num**0.5
+    assert float(((mean - gradient.flatten()) / (variance / num).sqrt()).abs().max()) < 4.5
+
+
+def test_flipout_and_local_draws_leave_less_gradient_variance_than_shared_weights(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    torch.manual_seed(0)
+    loc, left = torch.linspace(-1, 1, INPUTS * OUTPUTS).view(INPUTS, OUTPUTS), {}
+    for name, wrap in ESTIMATORS.items():
+        with pyro.get_param_store().scope():
+            left[name] = float(moments(linear_pair(wrap, loc, 0.3), batch, 400)[2].sum())
+    assert left["flipout"] < 0.6 * left["weights"]
+    assert left["local"] < 0.6 * left["weights"]
+
+
+def stand_in(wrap: Callable[[Any], Any], fn: Any) -> Any:
+    """What the model gets for a weight of a guide's distribution."""
+
+    def guide() -> None:
+        pyro.sample("w", fn, infer={"local": True})
+
+    def model() -> Any:
+        return pyro.sample("w", dist.Normal(torch.zeros(fn.shape()), 1.0).to_event(len(fn.shape()) - fn.event_dim))
+
+    trace = poutine.trace(wrap(guide)).get_trace()
+    return poutine.replay(wrap(model), trace=trace)()
+
+
+def test_flipout_gives_each_row_one_kernel_at_all_positions() -> None:
+    # Exact in a convolution: every row's output is that of a kernel whose deviations are the draw's up to signs.
+    torch.manual_seed(0)
+    fn = dist.Normal(torch.randn(3, 2, 2, 2), 0.5).to_event(4)
+    weight = stand_in(flipout, fn)
+    draw, loc = weight._draw, weight.loc
+    images = torch.randn(16, 2, 5, 5)
+    out = nn.functional.conv2d(images, weight)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 2)
+    kernels = [(loc + (draw - loc) * s[:, None, None] * r) for s in signs for r in (-1.0, 1.0)]
+    candidates = torch.stack([nn.functional.conv2d(images, k) for k in kernels])
+    distance = (candidates - out).abs().amax((-2, -1))  # (kernel, row, filter)
+    assert float(distance.amin(0).max()) < 1e-5
+    assert len(set(distance.argmin(0).flatten().tolist())) > 2  # and rows differ in their signs
+
+
+def test_flipout_positions_of_a_sequence_share_their_weights() -> None:
+    torch.manual_seed(0)
+    weight = stand_in(flipout, dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+    x = torch.randn(5, 1, 3).expand(5, 7, 3)
+    out = x @ weight + stand_in(flipout, dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    torch.testing.assert_close(out, out[:, :1].expand_as(out))
+    assert not torch.allclose(x[:1] @ torch.zeros(3, 2), out[:1])
+
+
+def test_flipout_needs_symmetric_deviations() -> None:
+    with pytest.raises(PairError, match="flipout needs independent normals"):
+        stand_in(flipout, UnitDropout(torch.ones(3, 2), 0.5))
+
+
+def test_dropped_units_have_the_exact_expected_loss_over_all_masks() -> None:
+    torch.manual_seed(0)
+    num, rate = 4_000, 0.3
+    loc, x, y = torch.randn(4, 2), torch.randn(5, 4), torch.randn(5, 2)
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    weight = (rate ** (1 - masks) * (1 - rate) ** masks).prod(-1)
+    losses = torch.stack([(y - x @ (m[:, None] * loc)).square().sum() for m in masks])
+    exact = float((weight * losses).sum())
+    for wrap in (local_reparametrisation, lambda f: f):
+        fn = UnitDropout(loc, rate)
+        drawn = torch.stack([(y - x @ stand_in(wrap, fn)).square().sum() for _ in range(num)])
+        assert abs(float(drawn.mean()) - exact) < 4 * float(drawn.std()) / num**0.5
+
+
+def test_dropped_filters_are_zero_row_by_row() -> None:
+    torch.manual_seed(0)
+    weight = stand_in(local_reparametrisation, UnitDropout(torch.ones(3, 1, 2, 2), 0.5, 3))
+    out = nn.functional.conv2d(torch.ones(40, 1, 4, 4), weight)
+    whole = out.flatten(2)
+    assert bool(((whole == 0).all(-1) | (whole == 4).all(-1)).all())
+    kept = (whole[..., 0] != 0).float().mean(0)
+    assert bool(((kept > 0.2) & (kept < 0.8)).all())
