@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import zoo.registry
-from zoo.claims import _fingerprint, reproduce
+from zoo.claims import fingerprint, reproduce
 from zoo.errors import DataError, UnknownMethodError
 from zoo.types import Acceptance, Claim
 
@@ -124,13 +124,13 @@ def test_wording_does_not_invalidate_runs(tmp_path: Path) -> None:
     path.write_text(
         '"""One."""\nC = Claim(statement="a", measure=f, acceptance=())\ndef f(x):\n    """Doc."""\n    return 1\n'
     )
-    first = _fingerprint(path)
+    first = fingerprint(path)
     path.write_text(
         '"""Two."""\nC = Claim(statement="b", measure=f, acceptance=(1,))\n\ndef f(x):\n    return 1  # same\n'
     )
-    assert _fingerprint(path) == first
+    assert fingerprint(path) == first
     path.write_text('"""Two."""\nC = Claim(statement="b", measure=f)\n\ndef f(x):\n    return 2\n')
-    assert _fingerprint(path) != first
+    assert fingerprint(path) != first
 
 
 def test_json_holds_no_nan_and_markdown_every_seed(fake: Fake, tmp_path: Path) -> None:

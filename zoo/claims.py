@@ -20,7 +20,7 @@ from typing import Any
 from zoo.errors import DataError
 from zoo.types import Acceptance, Claim, Verdict
 
-__all__ = ["ClaimResult", "Reproduction", "SeedRun", "reproduce"]
+__all__ = ["ClaimResult", "Reproduction", "SeedRun", "fingerprint", "machine", "reproduce", "versions"]
 
 _MARKER = "<!-- claims -->"
 _END = "<!-- end of claims -->"
@@ -239,7 +239,7 @@ def reproduce(
         _split_page(page)
     say: Callable[[str], None] = progress if callable(progress) else print if progress else lambda _: None
     path = None if out is None else Path(out) / f"{name}.json"
-    settings = {"fast": fast, "code": _fingerprint(entry.path), "versions": _versions()}
+    settings = {"fast": fast, "code": fingerprint(entry.path), "versions": versions()}
     kept = _kept(path, settings)
     runs: dict[tuple[str, int], SeedRun] = {}
 
@@ -266,8 +266,8 @@ def reproduce(
             fast=fast,
             claims=tuple(found),
             settings=settings,
-            machine=_machine(),
-            versions=_versions(),
+            machine=machine(),
+            versions=versions(),
             command=_command(name, chosen, fast),
             path=path,
         )
@@ -371,12 +371,25 @@ class _Essence(ast.NodeTransformer):
         return node
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
+    """Return a digest of a method's code, without docstrings and the wording of claims.
+
+    Args:
+        path: The method's file.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
     tree = _Essence().visit(ast.parse(path.read_text(encoding="utf-8")))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that a measurement depends on.
+
+    Returns:
+        Package -> version.
+    """
     from zoo import __version__
 
     found = {"pyro-zoo": __version__, "python": platform.python_version()}
@@ -388,7 +401,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return where a measurement runs.
+
+    Returns:
+        Processor, cores and system.
+    """
     processor = platform.processor() or platform.machine()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -159,6 +159,8 @@ app = typer.Typer(
 )
 _data = typer.Typer(no_args_is_help=True, help="Bundled data sets.")
 app.add_typer(_data, name="data")
+_bench = typer.Typer(no_args_is_help=True, help="Methods side by side on the same data.")
+app.add_typer(_bench, name="bench")
 
 
 def _show_version(asked: bool) -> None:
@@ -996,6 +998,34 @@ def reproduce(
     say.result(found.to_json(), table, *paths, bare=found.verdict)
     if any(claim.verdict == "not reproduced" for claim in found.claims):
         raise typer.Exit(1)
+
+
+@_bench.command("networks", epilog=_EPILOG)
+def bench_networks(
+    ctx: typer.Context,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this method; the option may be repeated.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these data; the option may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: each method's recipe.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Posterior draws of a prediction.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder for networks.json, networks.md and figures.")] = Path("leaderboard"),
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Run eagerly.")] = False,
+) -> None:
+    """Fit all networks to the same data over seeds, and write the leaderboard. Finished fits are kept."""
+    from zoo import leaderboard
+
+    say: Say = ctx.obj
+    with _warnings(say):
+        found = leaderboard.networks(
+            names=method, data=data, seeds=seeds, steps=steps, draws=draws, out=out, compile=not no_compile,
+            progress=say.note,
+        )  # fmt: skip
+    text = found.to_markdown()
+    say.result(found.to_json(), text, f"numbers: {out / 'networks.json'}", bare=text)
 
 
 @app.command(epilog=_EPILOG)
