@@ -218,8 +218,8 @@ METHOD = Method(
     claims=CLAIMS,
     recipe=Recipe(steps=3_000, learning_rate=2e-3, batch_size=128, schedule="cosine"),
     summary=summary,
-    use_when="You want the best probabilities of a network without tuning, and can pay for training and keeping "
-    "several.",
+    use_when="You want an average of networks that needs no tuning beyond that of one, and can pay for training and "
+    "keeping several. On small, easy data the gain over one network is small (see the claims).",
     avoid_when="Memory or time for predictions is short: both grow with the number of members. Draws of weights are "
     "what you need: there are only as many different ones as members.",
     needs="A table or images with classes or a number as target, features on one scale (pixels in [0, 1], standardised "
