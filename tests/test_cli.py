@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -356,8 +357,8 @@ def test_fit_with_report_and_json() -> None:
     failed = any(c["verdict"] == "fail" for c in numbers["checks"])
     assert again.exit_code == int(failed)
     assert json.loads(again.stdout)["verdict"] == found["verdict"]
-    assert Path("x.html").exists()
-    assert Path("x.json").exists()
+    assert all(Path(f"x.{suffix}").exists() for suffix in ("html", "json", "md"))
+    assert "pyro-zoo model card" in Path(found["files"]["card"]).read_text()
 
 
 def test_strict_exits_1_on_a_failed_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,6 +381,68 @@ def test_strict_exits_1_on_a_failed_check_only(monkeypatch: pytest.MonkeyPatch) 
     assert run("report", ".").exit_code == 0
     verdict = "warn"
     assert run("report", ".", "--strict").exit_code == 0
+
+
+def test_compare_prints_writes_and_refuses(table: Path) -> None:
+    for seed in ("0", "1"):
+        args = ("--data", str(table), "--target", "response", "--hyper", "guide=mean_field", "--out", f"f{seed}")
+        assert run("fit", "horseshoe_regression", *QUICK, "--seed", seed, *args).exit_code == 0
+    result = run("compare", "f0", "f1", "--out", "page.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {fit["label"] for fit in found["fits"]} == {"f0", "f1"}
+    assert found["fits"][0]["difference"] == {"value": 0.0, "se": 0.0}
+    assert found["fits"][1]["difference"]["value"] < 0
+    assert found["fits"][1]["difference"]["se"] > 0
+    for fit in found["fits"]:
+        assert fit["verdict"] is None
+        assert fit["seconds"] > 0
+        assert fit["peak_memory"] > 1e7
+        assert fit["parameters"] > 0
+        assert fit["scores"]["rmse"]["se"] > 0
+    numbers = json.loads(Path("page.json").read_text())
+    assert numbers["finding"] == found["finding"]
+    assert found["finding"] in html.unescape(Path("page.html").read_text())
+    shown = run("compare", "f0", "f1")
+    for word in ("f0", "rmse", "±", "MB", "not checked", found["finding"][:20]):
+        assert word in shown.stdout
+    assert run("compare", "f0", "f1", "-q").stdout.split() == [fit["label"] for fit in found["fits"]]
+    # The verdict of a report counts for the fit that it was written for only.
+    report = {"fit": json.loads(Path("f0/posterior.json").read_text())["info"], "verdict": "do not use"}
+    Path("f0/report.json").write_text(json.dumps(report))
+    Path("f1/report.json").write_text(json.dumps(report))
+    again = json.loads(run("compare", "f0", "f1", "--json").stdout)
+    assert {fit["label"]: fit["verdict"] for fit in again["fits"]} == {"f0": "do not use", "f1": None}
+    assert any("do not use" in caution for caution in again["cautions"])
+    assert "two or more" in fails("compare", "f0")
+    assert "given twice" in fails("compare", "f0", "./f0")
+    assert "must end in .html" in fails("compare", "f0", "f1", "--out", "page.txt")
+    assert run("fit", "eight_schools", *QUICK, "--out", "other").exit_code == 0
+    assert "same data" in fails("compare", "f0", "other", "--out", "new.html")
+    assert not Path("new.html").exists()
+
+
+def test_full_report_fits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.diagnostics import FULL, diagnosis, refits
+    from zoo.diagnostics.check import NotApplicable
+
+    # The machinery of the command with few refits; that the refits judge rightly is measured on the known cases.
+    few = refits.Refits
+    monkeypatch.setattr(refits, "Refits", lambda posterior, *, num, **more: few(posterior, num=4, **more))
+
+    def sampling(posterior: Any, **_: Any) -> None:
+        raise NotApplicable("sampling without a compiled graph takes too long here")
+
+    monkeypatch.setitem(diagnosis.CHECKS, "vi_against_nuts", (sampling, *diagnosis.CHECKS["vi_against_nuts"][1:]))
+    assert run("fit", "eight_schools", *QUICK, "--out", "o").exit_code == 0
+    result = run("report", "o", "--full", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = {c["name"]: c for c in json.loads(result.stdout)["checks"]}
+    assert set(FULL) <= set(found)
+    assert found["simulation_calibration"]["verdict"] != "not run", found["simulation_calibration"]["explanation"]
+    assert found["interval_coverage"]["value"]
+    assert not any(c["error"] for c in found.values())
+    assert not set(FULL) & {c["name"] for c in json.loads(run("report", "o", "--json").stdout)["checks"]}
 
 
 def test_existing_folders_are_not_overwritten_by_accident() -> None:

@@ -15,6 +15,7 @@ OURS = {
     "posterior.safetensors": "weights",
     "report.html": '<meta name="generator" content="pyro-zoo 1">',
     "report.json": '{\n  "format": "pyro-zoo report 1"}',
+    "MODEL_CARD.md": "# A model card\n\n<!-- pyro-zoo model card -->\n",
 }
 THEIRS = {"thesis.txt": "years", "figures/report.html": "mine", "figures/deep/a.json": "{}", "restart-0/notes": "n"}
 
@@ -42,7 +43,7 @@ def test_ours_are_told_by_what_they_say_of_themselves(tmp_path: Path) -> None:
     (tmp_path / "fit.json").mkdir()
     assert {p.name for p in foreign(tmp_path)} == {"report.html", "fit.json"}
     (tmp_path / "posterior.json").write_text("{}")
-    assert {p.name for p in ours(tmp_path)} == {"report.json"}
+    assert {p.name for p in ours(tmp_path)} == {"report.json", "MODEL_CARD.md"}
 
 
 @pytest.mark.parametrize("keep", [False, True])

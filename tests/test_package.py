@@ -49,6 +49,7 @@ def test_wheel_holds_only_the_package_and_its_data(site: Path) -> None:
         "datasets/bundled/mnist.npz",
         "models/_template_test.py",
         "reports/templates/report.html.j2",
+        "reports/templates/comparison.html.j2",
     ):
         assert (site / "zoo" / name).is_file(), name
 

@@ -540,7 +540,9 @@ def fit(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[_Dtype | None, typer.Option(help="Default: float32 for svi, float64 for nuts.")] = None,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Run eagerly.")] = False,
-    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html and report.json.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html, report.json and MODEL_CARD.md.")
+    ] = True,
 ) -> None:
     """Fit a method to data; write the posterior and its report."""
     say: Say = ctx.obj
@@ -600,6 +602,7 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
         DataError: If the data, the options or the folder are no good.
         PairError: If the method is a diagnostic, or options do not fit the engine.
     """
+    from zoo.reports import CARD
     from zoo.types import Diagnostic, hyper_from_json
 
     method = registry.get(settings["name"])
@@ -652,7 +655,7 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
     result |= {"name": method.name, "data": dataset.name, "engine": engine, "folder": str(folder)}
     files = {"posterior": folder / "posterior.safetensors"}
     if settings["report"]:
-        files |= {"report": folder / "report.html", "numbers": folder / "report.json"}
+        files |= {"report": folder / "report.html", "numbers": folder / "report.json", "card": folder / CARD}
     result["files"] = {k: str(v) for k, v in files.items()}
     shown: list[Any] = _outcome_tables(result)
     shown += [f"{label + ':':<11}{path}" for label, path in files.items()]
@@ -731,20 +734,20 @@ def report(
 ) -> None:
     """Write the report of a saved posterior, and print its verdict."""
     say: Say = ctx.obj
-    from zoo.diagnostics import diagnose
     from zoo.inference.posterior import load
     from zoo.inference.progress import bar
+    from zoo.reports import card_path
 
     with _warnings(say):
         posterior = load(folder)
         say.note("checking the posterior and writing the report")
+        page = out if out is not None else folder / "report.html"
         with bar(full and not say.quiet) as tell:
-            diagnosis = diagnose(posterior, seed=seed, full=full, progress=tell)
-        path = posterior.report(out if out is not None else folder / "report.html", seed=seed, diagnosis=diagnosis)
-    numbers = path.with_suffix(".json")
-    result = _outcome(posterior, numbers) | {
+            path = Path(posterior.report(page, seed=seed, full=full, progress=tell))
+    files = {"report": path, "numbers": path.with_suffix(".json"), "card": card_path(path)}
+    result = _outcome(posterior, files["numbers"]) | {
         "name": posterior.name,
-        "files": {"report": str(path), "numbers": str(numbers)},
+        "files": {label: str(where) for label, where in files.items()},
     }
     table = _table("verdict", "check", "value", "threshold")
     for check in result["checks"]:
@@ -755,6 +758,75 @@ def report(
     say.result(result, table, *paths, *_verdict_lines(result), bare=str(path))
     if strict and any(check["verdict"] == "fail" for check in result["checks"]):
         raise typer.Exit(1)
+
+
+@app.command(epilog=_EPILOG)
+def compare(
+    ctx: typer.Context,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders that `zoo fit` wrote, of fits to the same data.", metavar="DIR DIR...", show_default=False
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Page to write, .html; its numbers go to .json beside it.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw behind the numbers.")] = 0,
+) -> None:
+    """Compare saved posteriors: leave-one-out densities and scores with standard errors, cost, verdicts."""
+    say: Say = ctx.obj
+    if len(folders) < 2:
+        raise DataError("one folder was given; a comparison needs two or more: zoo compare runs/a runs/b")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise DataError("the same folder was given twice; name different fits")
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise DataError(f"--out '{out}' must end in .html; the numbers go to the same name with .json")
+    names = [folder.resolve().name for folder in folders]
+    labels = [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+    from zoo.diagnostics.compare import comparison
+    from zoo.inference.posterior import load
+    from zoo.reports import write_comparison
+    from zoo.reports.comparison import tables
+
+    with _warnings(say):
+        posteriors = {label: load(folder) for label, folder in zip(labels, folders, strict=True)}
+        verdicts = {
+            label: _verdict_of(folder, posteriors[label]) for label, folder in zip(labels, folders, strict=True)
+        }
+        say.note("evaluating the fits on their data")
+        found = comparison(posteriors, verdicts=verdicts, seed=seed)
+    values = found.to_json()
+    shown: list[Any] = []
+    for kind, table in tables(found).items():
+        if table is None:
+            continue
+        drawn = _table(
+            *table.header, title=table.caption, right=() if kind == "settings" else range(1, len(table.header))
+        )
+        for row in table.rows:
+            _add(drawn, *row)
+        shown.append(drawn)
+    verdict = _table("fit", "verdict of its report")
+    for fit in found.fits:
+        _add(verdict, fit.label, fit.verdict or "not checked")
+    shown.append(verdict)
+    if out is not None:
+        path = write_comparison(found, out)
+        values["files"] = {"page": str(path), "numbers": str(path.with_suffix(".json"))}
+        shown += [f"{label + ':':<11}{where}" for label, where in values["files"].items()]
+    shown += [f"finding:   {found.finding}", *(f"  - {caution}" for caution in found.cautions)]
+    say.result(values, *shown, bare="\n".join(fit.label for fit in found.fits))
+
+
+def _verdict_of(folder: Path, posterior: Posterior) -> str | None:
+    """Return the verdict of the report in a folder; ``None`` if there is none, or it is of another fit."""
+    from zoo.reports.files import plain
+
+    try:
+        found = jsonlib.loads((folder / "report.json").read_text(encoding="utf-8"))
+        fitted = {k: v for k, v in found["fit"].items() if k in posterior.info}
+        return str(found["verdict"]) if fitted == plain(posterior.info) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @app.command(epilog=_EPILOG)

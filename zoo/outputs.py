@@ -22,6 +22,7 @@ _MARKS = {
     "posterior.json": b'"pyro-zoo posterior"',
     "report.html": b'content="pyro-zoo ',
     "report.json": b'"pyro-zoo report ',
+    "MODEL_CARD.md": b"<!-- pyro-zoo model card -->",
     SETTINGS: b'"checkpoint_every"',
     _CHECKPOINT: b"pyro-zoo state",
 }

@@ -351,7 +351,7 @@ def photograph_report(method: Method[Any], path: Path, *, width: int = 900, colo
         ]
         options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         options += [f"--user-data-dir={scratch}/profile", "--window-size=1200,1600", f"--screenshot={shot}"]
-        done = subprocess.run([browser, *options, report.as_uri()], capture_output=True, timeout=120)
+        done = subprocess.run([browser, *options, report.page.as_uri()], capture_output=True, timeout=120)
         if not shot.exists():
             raise EngineError(f"{Path(browser).name} took no picture of the report (exit status {done.returncode})")
         image = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")

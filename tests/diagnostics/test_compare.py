@@ -11,6 +11,7 @@ import torch
 from known_fits import dataset, normal_loo, normal_mean, variational
 
 import zoo
+from zoo.diagnostics.compare import comparison, jackknife, standard_error
 from zoo.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -76,3 +77,49 @@ def test_other_data_are_refused():
         zoo.compare({"a": small, "b": large})
     with pytest.raises(DataError, match="nothing to compare"):
         zoo.compare([])
+
+
+def test_jackknife_of_a_mean_is_the_usual_standard_error():
+    values = torch.randn(15, dtype=torch.float64)
+    found = jackknife(lambda keep: {"mean": float(values[keep].mean())}, 15)["mean"]
+    assert len(found) == 15
+    assert standard_error(found) == pytest.approx(float(values.std() / 15**0.5))
+    few = jackknife(lambda keep: {"mean": float(values[keep].mean())}, 15, groups=3)["mean"]
+    assert len(few) == 3
+
+
+def test_standard_errors_of_scores_are_those_of_the_rows():
+    test = {"index": torch.arange(400), "y": 0.5 + torch.randn(400, dtype=torch.float64)}
+    test["x"] = torch.zeros(400, 1, dtype=torch.float64)
+    model, guide, data = normal_mean(task="regression", test=test)
+    data.train["x"] = torch.zeros(30, 1, dtype=torch.float64)
+    good, bad = variational(model, guide, data), wide(data)
+    found = comparison({"good": good, "bad": bad}, num_draws=200)
+    first, second = found.fits
+    assert (first.label, found.split, found.held_out) == ("good", "test", 400)
+    residual = np.abs(test["y"].numpy() - float(data.train["y"].sum() / 31))
+    error = residual.std(ddof=1) / 20
+    assert 0.5 * error < first.scores["mae"].se < 1.7 * error
+    # Both fits err on the same rows, so that their difference is known much better than either score.
+    assert second.gaps["mae"].se < 0.2 * second.scores["mae"].se
+    assert first.gaps["mae"].value == 0
+    assert found.better == "clear"
+    assert "good predicts better than bad" in found.finding
+    table = found.table()
+    assert table.loc["good", "test_mae_se"] == first.scores["mae"].se
+    assert found.to_json()["fits"][1]["gaps"]["mae"]["se"] == second.gaps["mae"].se
+
+
+def test_a_difference_below_four_nats_is_not_clear():
+    model, guide, data = normal_mean()
+    same, other = variational(model, guide, data), variational(*normal_mean(scale_factor=1.2))
+    found = comparison({"same": same, "other": other}, num_draws=400)
+    assert found.better == "unclear"
+    assert "small difference" in found.finding
+    assert any("not checked" in caution for caution in found.cautions)
+
+
+def test_data_of_the_same_name_and_size_but_other_content_are_refused():
+    one, other = variational(*normal_mean(seed=0)), variational(*normal_mean(seed=1))
+    with pytest.raises(DataError, match="different content"):
+        zoo.compare({"a": one, "b": other})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,71 +13,25 @@ import arviz as az
 import numpy as np
 import pytest
 import torch
+from read_pages import ACTIVE, Page, accessible, self_contained
 
 import zoo
 from zoo import reports
-from zoo.diagnostics import Check, Diagnosis
+from zoo.diagnostics import CHECKS, Check, Diagnosis, diagnose
+from zoo.diagnostics.meaning import MEANING
 from zoo.errors import DataError
 from zoo.reports import illustrate, page
 from zoo.types import Dataset
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(HTMLParser):
-    """Reads a page: its tags balance, its identifiers and links are collected."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.requests: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._attributes(tag, attrs)
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._attributes(tag, attrs)
-
-    def _attributes(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value or "")
-            elif key in ("href", "xlink:href") and (value or "").startswith("#"):
-                self.links.append((value or "")[1:])
-            elif key in ("src", "srcset", "data", "action") or (key == "href" and tag != "a"):
-                self.requests.append(value or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.stack or self.stack[-1] not in ("style", "script"):
-            self.text += data
 
 
 def read(path: Path) -> Page:
     """Read a report and check what holds of every report."""
     text = path.read_text(encoding="utf-8")
     found = Page(text)
-    assert len(text) < 3_000_000
+    self_contained(text, found)
+    accessible(text, found)
     assert len(found.ids) == len(set(found.ids))
     assert set(found.links) <= set(found.ids)
-    assert all(r.startswith("data:") for r in found.requests)
-    assert "script" not in found.tags
-    assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", text)
-    assert 'name="viewport"' in text
-    for svg in re.findall(r"<svg[^>]*>", text):
-        assert 'role="img"' in svg
-        assert re.search(r'aria-label="[^"]+"', svg)
     assert "nan" not in re.findall(r"[\w.]+", found.text.lower())
     assert "None" not in re.findall(r"\w+", found.text)
     numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
@@ -126,6 +80,7 @@ class FakePosterior:
         diverging[0, :7] = True
         self.sample_stats = {"diverging": diverging} if engine == "nuts" else None
         self.info: dict[str, Any] = {"seed": 3, "seconds": 1.5, "versions": {"torch": "9.9"}}
+        self.seconds, self.num_parameters, self.num_latents, self.diagnosis = 1.5, 8, 5, None
         self.data = Dataset(
             name="mine<b>",
             task="",
@@ -150,7 +105,7 @@ def test_page_of_a_bare_pair(tmp_path: Path, engine: str) -> None:
     found = diagnosis(
         check("r_hat", "warn"), check("pareto_k", "not run"), verdict="usable with care", reasons=("Mind x.",)
     )
-    path = reports.write(posterior, tmp_path / "r.html", diagnosis=found)  # type: ignore[arg-type]
+    path = reports.write(posterior, tmp_path / "r.html", diagnosis=found).page  # type: ignore[arg-type]
     shown = read(path)
     assert "Usable with care" in shown.text
     assert "Mind x." in shown.text
@@ -158,7 +113,7 @@ def test_page_of_a_bare_pair(tmp_path: Path, engine: str) -> None:
     assert "b" not in set(shown.tags) - {"b"} or shown.tags.count("b") == shown.text.count("Figure ")
     for word in ("field trip", "CC0", "Five & zeros.", "units kept", "<c>", "torch", "9.9"):
         assert word in shown.text
-    assert ("R-hat" in shown.text) == (engine == "nuts")
+    assert ("ESS bulk" in shown.text) == (engine == "nuts"), "columns of chains"
     assert ("figure-pairs" in shown.ids) == (engine == "nuts")
     assert ("figure-loss" in shown.ids) == (engine == "svi")
     numbers = json.loads((tmp_path / "r.json").read_text())
@@ -183,7 +138,7 @@ def test_posterior_table_is_true() -> None:
 
 def test_large_sites_are_summarised_and_counted(tmp_path: Path) -> None:
     posterior = FakePosterior("nuts", large=200)
-    path = reports.write(posterior, tmp_path / "r.html", diagnosis=diagnosis(check("r_hat")))  # type: ignore[arg-type]
+    path = reports.write(posterior, tmp_path / "r.html", diagnosis=diagnosis(check("r_hat"))).page  # type: ignore[arg-type]
     assert "200 elements in large sites" in read(path).text
     large = json.loads(path.with_suffix(".json").read_text())["large_sites"]
     assert [(r["site"], r["elements"]) for r in large] == [("w", 200)]
@@ -234,13 +189,102 @@ def test_figures_of_checks(tmp_path: Path) -> None:
         ),
         check("loo", about="comparison", figure="loo", data={"values": np.array([0.1, 0.9]), "limit": np.array(0.7)}),
     )
-    path = reports.write(FakePosterior(), tmp_path / "r.html", diagnosis=diagnosis(*checks))  # type: ignore[arg-type]
+    path = reports.write(FakePosterior(), tmp_path / "r.html", diagnosis=diagnosis(*checks)).page  # type: ignore[arg-type]
     shown = read(path)
     figures = {i.removeprefix("figure-") for i in shown.ids if i.startswith("figure-")}
     assert figures == {"forest-0", "loss", "khat", "restart_agreement", "funnel", "ppc", "reliability", "loo"}
-    assert {"figure-khat", "figure-ppc", "figure-loo"} <= set(shown.links), "each check links to its figure"
     numbered = [int(n) for n in re.findall(r"Figure (\d+)\.", shown.text)]
     assert numbered == list(range(1, len(numbered) + 1))
+
+
+def test_every_check_is_explained_to_a_newcomer_and_stands_by_its_figure(tmp_path: Path) -> None:
+    assert set(MEANING) == set(CHECKS)
+    assert all(text.endswith(".") and text.count(". ") == 0 for text in MEANING.values()), "one sentence"
+    data = {"values": np.array([0.3, 0.9]), "limit": np.array(0.67)}
+    found = diagnosis(check("pareto_k", figure="khat", data=data), check("funnel", "not run"))
+    text = reports.write(FakePosterior(), tmp_path / "r.html", diagnosis=found).page.read_text()  # type: ignore[arg-type]
+    own = re.search(r'<li id="check-pareto_k".*?</li>', text, flags=re.DOTALL)
+    assert own is not None
+    assert html.escape(MEANING["pareto_k"], quote=False) in own[0].replace("&#39;", "'")
+    assert 'id="figure-khat"' in own[0]
+    assert 'href="#check-pareto_k"' in text, "the table of all checks leads there"
+
+
+def test_the_verdict_and_its_reason_come_first(tmp_path: Path) -> None:
+    reasons = tuple(f"Reason {i}." for i in range(9))
+    found = diagnosis(check("r_hat", "fail"), verdict="do not use", reasons=reasons)
+    text = reports.write(FakePosterior(), tmp_path / "r.html", diagnosis=found).page.read_text()  # type: ignore[arg-type]
+    head = text[text.index("<h1>") : text.index("<nav")]
+    assert head.index("Do not use") < head.index("Reason 0.") < head.index("<details") < head.index("Reason 8.")
+
+
+def test_model_card(tmp_path: Path) -> None:
+    rows = (check("r_hat", "warn", threshold="a | b"), check("pareto_k", "not run"))
+    found = diagnosis(*rows, verdict="usable with care", reasons=("Mind *x*.",))
+    written = reports.write(FakePosterior("nuts"), tmp_path / "report.html", diagnosis=found)  # type: ignore[arg-type]
+    assert written.card == tmp_path / "MODEL_CARD.md"
+    text = written.card.read_text(encoding="utf-8")
+    assert "**Verdict: usable with care.** Mind \\*x\\*." in text
+    assert "| warn | r\\_hat? | a: 0.500 | a \\| b | Paper (2020) |" in text
+    assert "mine\\<b\\>" in text, "names are escaped, not interpreted"
+    titles = re.findall(r"^## (.*)", text, flags=re.MULTILINE)
+    assert titles == [
+        "Model",
+        "Data",
+        "Recipe",
+        "Checks",
+        "Metrics",
+        "Quantities of interest",
+        "Limits",
+        "Citation",
+        "Versions",
+    ]
+    limits = text[text.index("## Limits") : text.index("## Citation")]
+    assert "Mind" in limits
+    assert "Not checked: pareto\\_k? In a sentence." in limits
+    for word in ("field trip", "CC0", "| torch | 9.9 |", "| units kept | 12 |"):
+        assert word in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1, "every row has the columns of its header"
+    assert reports.write(FakePosterior(), written, diagnosis=found).card == written.card  # type: ignore[arg-type]
+
+
+def test_a_model_card_replaces_no_file_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "MODEL_CARD.md").write_text("mine")
+    with pytest.raises(DataError, match="did not write"):
+        reports.write(FakePosterior(), tmp_path / "report.html", diagnosis=diagnosis())  # type: ignore[arg-type]
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
+    other = reports.write(FakePosterior(), tmp_path / "page.html", diagnosis=diagnosis())  # type: ignore[arg-type]
+    assert other.card.name == "page.md"
+
+
+def test_a_notebook_shows_verdict_and_checks_without_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnosis(check("a<b", "fail"), check("r_hat", "not run"), verdict="do not use", reasons=("No & no.",))
+    written = reports.write(FakePosterior(), tmp_path / "r.html", diagnosis=found)  # type: ignore[arg-type]
+    posterior = zoo.fit("eight_schools", engine="svi", steps=2, seed=0, compile=False)
+    monkeypatch.setattr(type(posterior.runs), "map", pytest.fail)
+    monkeypatch.setattr(type(posterior), "draws", pytest.fail)
+    assert "Not checked yet" in posterior._repr_html_()
+    posterior.diagnosis = found
+    for text in (found._repr_html_(), posterior._repr_html_(), written._repr_html_()):
+        shown = Page(text)
+        assert "do not use" in shown.text
+        assert "No & no." in shown.text
+        assert "a<b?" in shown.text
+        assert "a: 0.500" in shown.text
+        assert "1 check did not run." in shown.text
+        assert not shown.requests
+        assert not ACTIVE & set(shown.tags)
+    assert "8 rows" in posterior._repr_html_()
+    assert str(written.card) in Page(written._repr_html_()).text
+
+
+def test_checks_of_a_fit_are_kept_for_the_notebook() -> None:
+    posterior = zoo.fit("eight_schools", engine="svi", steps=2, seed=0, compile=False)
+    diagnose(posterior, checks=["optimiser_stationarity"])
+    assert posterior.diagnosis is None, "a part of the checks is no verdict"
+    assert diagnose(posterior, num_draws=20) is posterior.diagnosis
 
 
 def test_predictive_figure_is_in_the_units_of_the_user() -> None:
@@ -267,7 +311,7 @@ def test_bad_paths_leave_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- real fits
 def test_report_of_a_regression(tmp_path: Path) -> None:
     posterior = zoo.fit("horseshoe_regression", "diabetes", engine="svi", steps=150, seed=1, compile=False)
-    path = posterior.report(tmp_path / "r.html")
+    path = posterior.report(tmp_path / "r.html").page
     shown = read(path)
     numbers = json.loads((tmp_path / "r.json").read_text())
     assert numbers["scores"]["test"]["rmse"] > 0

@@ -54,7 +54,7 @@ def test_math_that_cannot_be_set_stays_text() -> None:
 def test_table_and_list() -> None:
     text = "====  =====\nname  of\n====  =====\na     ``b``\n      more\n====  =====\n\n- one\n  two\n- three\n"
     html = rst.to_html(text)
-    assert "<th>name</th><th>of</th>" in html
+    assert '<th scope="col">name</th><th scope="col">of</th>' in html
     assert "<td>a</td><td><code>b</code> more</td>" in html
     assert "<ul><li>one two</li><li>three</li></ul>" in html
     assert rst.to_text(text) == "name  of\na     b more\n\n- one two\n- three"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from zoo.diagnostics.meaning import MEANING
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Check:
         threshold: From where on it warns and fails.
         level: At most how often it does not pass a correct fit, as designed; measured in ``DIAGNOSTICS.md``.
         source: Where the threshold comes from.
-        explanation: One sentence for a newcomer; for ``not run``, the reason.
+        explanation: What was found, in a sentence; for ``not run``, the reason.
         figure: Kind of figure that shows ``data``; empty if there is none.
         data: Arrays for that figure.
         error: Text of the exception that ended the check; empty if none did.
@@ -57,14 +58,19 @@ class Check:
     data: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     error: str = ""
 
+    @property
+    def meaning(self) -> str:
+        """What the check does, in one sentence for a newcomer; empty for a check that is not of the zoo."""
+        return MEANING.get(self.name, "")
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the figure's arrays.
 
         Returns:
             A dict that ``json.dumps`` takes; numbers that JSON cannot hold become null.
         """
-        names = ("name", "title", "about", "verdict", "value", "threshold", "level", "source", "explanation", "error")
-        return {name: jsonable(getattr(self, name)) for name in names}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("figure", "data")}
+        return {name: jsonable(value) for name, value in (found | {"meaning": self.meaning}).items()}
 
 
 def jsonable(value: Any) -> Any:

@@ -128,6 +128,11 @@ class Diagnosis:
                 return check
         raise UnknownNameError(f"check '{name}' was not asked for{suggest(name, [c.name for c in self.checks])}")
 
+    def _repr_html_(self) -> str:
+        from zoo.reports.inline import diagnosis_html
+
+        return diagnosis_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the figures' arrays.
 
@@ -180,7 +185,7 @@ def diagnose(
         progress: Told of every refit.
 
     Returns:
-        The diagnosis.
+        The diagnosis; one of all checks is kept as ``posterior.diagnosis`` too.
 
     Raises:
         UnknownNameError: If there is no check of such a name.
@@ -196,7 +201,10 @@ def diagnose(
         if "held" in CHECKS[name][3] and "held" not in settings:
             settings["held"] = _held(posterior, num_draws, seed)
         done.append(_run(posterior, name, settings))
-    return conclude(done, sampled=posterior.engine == "nuts")
+    found = conclude(done, sampled=posterior.engine == "nuts")
+    if checks is None:
+        posterior.diagnosis = found
+    return found
 
 
 def _held(posterior: Posterior, num_draws: int, seed: int) -> predictive.HeldOut | None:

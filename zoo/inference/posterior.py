@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import xarray
 
     from zoo.datasets.files import Table
+    from zoo.diagnostics import Diagnosis
+    from zoo.reports import Report
 
 __all__ = ["Posterior", "load"]
 
@@ -53,7 +55,10 @@ class Posterior:
         chains: Constrained latents, ``(chain, draw, ...)`` (``nuts``).
         sample_stats: Sampler statistics, ``(chain, draw)`` (``nuts``).
         restarts: Posteriors of the other restarts, worse in their loss.
-        info: JSON-able facts of the fit: seed, steps, seconds, versions, device, dtype, threads.
+        info: JSON-able facts of the fit: seed, steps, seconds, peak memory in bytes, versions, device, dtype, threads.
+
+    Attributes:
+        diagnosis: All checks together, once :func:`zoo.diagnostics.diagnose` made them; a notebook shows them.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Posterior:
         self.sample_stats = None if sample_stats is None else dict(sample_stats)
         self.restarts = tuple(restarts)
         self.info = dict(info or {})
+        self.diagnosis: Diagnosis | None = None
         self._values = dict(values or {})
         self._layout = layout
         self._buffers = list(buffers)
@@ -96,6 +102,11 @@ class Posterior:
     def __repr__(self) -> str:
         what = f"{len(self.losses)} steps" if self.engine == "svi" else f"{self._chain_shape()} draws"
         return f"Posterior({self.name!r}, data={self.data.name!r}, engine={self.engine!r}, {what})"
+
+    def _repr_html_(self) -> str:
+        from zoo.reports.inline import posterior_html
+
+        return posterior_html(self)
 
     @classmethod
     def from_store(
@@ -173,6 +184,26 @@ class Posterior:
     def losses(self) -> Tensor:
         """The first loss at every step, ``(steps,)``; empty for ``nuts``."""
         return next(iter(self.history.values()), torch.empty(0))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the fit took, with compilation; ``None`` where that is not known."""
+        seconds = self.info.get("seconds")
+        if isinstance(seconds, Mapping):
+            return float(sum(seconds.values()))
+        return None if seconds is None else float(seconds) + float(self.info.get("compile_seconds") or 0.0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers; 0 for ``nuts``."""
+        return sum(v.numel() for v in self._values.values())
+
+    @property
+    def num_latents(self) -> int:
+        """Numbers in one draw of all latents."""
+        if self.chains is not None:
+            return sum(v[0, 0].numel() for v in self.chains.values())
+        return sum(v[0].numel() for v in self.draws(1).values())
 
     @property
     def runs(self) -> Runs:
@@ -393,19 +424,19 @@ class Posterior:
 
         return to_datatree(self, **options)
 
-    def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write a self-contained HTML report and its JSON; see :func:`zoo.reports.write`.
+    def report(self, path: str | os.PathLike[str], **options: Any) -> Report:
+        """Write a self-contained HTML report, its JSON and a model card; see :func:`zoo.reports.write`.
 
         Args:
             path: Where, ending in ``.html``.
             **options: Passed on.
 
         Returns:
-            The path.
+            The report; where a path is asked for, it is that of its page.
         """
         from zoo.reports import write
 
-        return write(self, Path(path), **options)
+        return write(self, path, **options)
 
     # ------------------------------------------------------------------------------------------------ batches
     def _prepare(self, batch: Batch | None) -> dict[str, Tensor]:

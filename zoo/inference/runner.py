@@ -280,6 +280,7 @@ def _descend(
         "steps": int(trainer.state.step),
         "recipe": dataclasses.asdict(recipe),
         "seconds": time.perf_counter() - started,
+        "peak_memory": _peak_memory(),
         "compile_seconds": trainer.compile_seconds,
         "compiled": trainer.program.compiled,
         "reason": trainer.program.reason,
@@ -341,8 +342,19 @@ def _sample(
         dict(about)
         | dict(found.info)
         | {"seed": seed, "chains": chains, "draws": draws, "tune": tune, "sampler": sampler}
+        | {"peak_memory": _peak_memory()}
     )
     return Posterior(pair=pair, chains=found.chains, sample_stats=found.stats, info=info, **common)
+
+
+def _peak_memory() -> int | None:
+    """Return the most memory that this process ever held, in bytes; ``None`` where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
 
 
 # ------------------------------------------------------------------------------------------------- arguments

@@ -21,6 +21,7 @@ from zoo.types import Figure as Description
 
 __all__ = [
     "Drawing",
+    "differences",
     "forest",
     "funnel",
     "intervals",
@@ -68,19 +69,20 @@ _WIDTH = 4.7  # inches: one column of the page, and one phone
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": INK,
-    "axes.labelsize": 9,
+    "axes.labelsize": 9.5,
     "axes.linewidth": 0.7,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 9,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "font.family": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 9.5,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "path.simplify_threshold": 0.4,
@@ -88,11 +90,11 @@ _STYLE: dict[str, Any] = {
     "text.color": INK,
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
+    "xtick.labelsize": 9,
     "xtick.major.width": 0.7,
     "ytick.color": MUTED,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": 8.5,
+    "ytick.labelsize": 9,
     "ytick.major.width": 0.7,
 }
 
@@ -477,6 +479,53 @@ def forest(
         caption=f"{title}: posterior means and 90% intervals"
         + ("." if clear.all() else "; grey where the interval holds zero."),
         alt=f"Forest plot of {title}, {m.size} rows.",
+    )
+
+
+def differences(
+    labels: Sequence[str], values: ArrayLike, errors: ArrayLike, *, name: str, what: str, first: str
+) -> Drawing:
+    """Draw the differences of a score to that of one fit, with two standard errors.
+
+    Args:
+        labels: Name per fit.
+        values: Differences, ``(n,)``.
+        errors: Their standard errors, ``(n,)``.
+        name: Identifier on the page.
+        what: The score.
+        first: The fit that the others are compared with.
+
+    Returns:
+        The drawing.
+    """
+    v, e = _array(values), _array(errors)
+    at = np.arange(v.size)[::-1]
+    clear = np.abs(v) > 2 * e
+
+    def paint(ax: Axes) -> None:
+        ax.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for chosen, colour in ((clear, BLUE), (~clear, GREY)):
+            ax.hlines(at[chosen], (v - 2 * e)[chosen], (v + 2 * e)[chosen], color=colour, linewidth=2)
+            ax.scatter(v[chosen], at[chosen], s=24, color=colour, zorder=3)
+        ax.set_yticks(at, labels)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False, axis="y")
+        ax.set_ylim(-0.7, v.size - 0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        _plain(ax.xaxis)
+        ax.set_xlabel(f"difference of {what} to {first}")
+
+    return _draw(
+        name,
+        paint,
+        height=0.95 + 0.3 * v.size,
+        caption=f"Difference of {what} to that of {first}, with two standard errors to both sides; grey where that "
+        "interval holds zero.",
+        alt=f"Differences of {what} to {first}: "
+        + "; ".join(
+            f"{label} {_number(a)}, standard error {_number(b)}" for label, a, b in zip(labels, v, e, strict=True)
+        )
+        + ".",
     )
 
 

@@ -45,11 +45,13 @@ class Table:
         header: Column names; the first column names the row.
         rows: Cells as text; a row of one cell is a heading within the table.
         caption: Sentence above it.
+        text: Whether its cells are text rather than numbers.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    text: bool = False
 
 
 def show(value: Any, digits: int = 4) -> str:
@@ -238,8 +240,13 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         rows.append(("Engine", f"NUTS ({sampler}), {shape[0]} chains of {shape[1]:,} draws"))
     else:
         rows.append(("Engine", f"stochastic variational inference, {len(posterior.losses):,} steps"))
-    if took(posterior) is not None:
-        rows.append(("Time", f"{show(took(posterior), 3)} s"))
+    if posterior.seconds is not None:
+        rows.append(("Time", f"{show(posterior.seconds, 3)} s"))
+    if posterior.engine == "svi":
+        rows.append(("Trained parameters", f"{posterior.num_parameters:,}"))
+    rows.append(("Numbers in a draw", f"{posterior.num_latents:,}"))
+    if info.get("peak_memory"):
+        rows.append(("Peak memory", f"{info['peak_memory'] / 1e6:,.0f} MB, of the process that fitted"))
     for key, label in (
         ("batch_size", "Batch size"),
         ("learning_rate", "Learning rate"),
@@ -248,6 +255,8 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         ("device", "Device"),
         ("dtype", "Precision"),
         ("threads", "Threads"),
+        ("machine", "Machine"),
+        ("started", "Started"),
     ):
         if info.get(key) is not None:
             rows.append((label, show(info[key])))
@@ -255,21 +264,6 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         reason = info.get("reason")
         rows.append(("Compiled", "yes" if info["compiled"] else f"no{f' ({reason})' if reason else ''}"))
     return rows
-
-
-def took(posterior: Posterior) -> float | None:
-    """Return how long a fit took.
-
-    Args:
-        posterior: A fit.
-
-    Returns:
-        Seconds with compilation, or ``None`` where it is not known.
-    """
-    seconds = posterior.info.get("seconds")
-    if isinstance(seconds, Mapping):
-        return float(sum(seconds.values()))
-    return None if seconds is None else float(seconds) + float(posterior.info.get("compile_seconds") or 0.0)
 
 
 def split_sizes(data: Any) -> dict[str, int]:
@@ -368,22 +362,20 @@ def content(
     summary = dict(posterior.summary())
     measured, why = _measured(posterior, seed)
     own = illustrate.checks(posterior, diagnosis)
-    about = {c.name: c.about for c in diagnosis.checks}
-    drawn = {
+    drawn = {d.name: d for d in illustrate.inference(posterior, exported, small)}
+    checks = [_check(c) for c in diagnosis.checks]
+    groups = _grouped(checks, diagnosis, drawn, own)
+    placed = {c["drawing"].name for group in groups for c in group["checks"] if c["drawing"] is not None}
+    figures = {
         "interest": illustrate.interest(posterior),
+        "checks": [c["drawing"] for group in groups for c in group["checks"] if c["drawing"] is not None],
         "posterior": illustrate.posterior_figures(small),
-        "inference": illustrate.inference(posterior, exported, small),
-        "predictions": [d for name, d in own.items() if about[name] != "parameters"],
+        "inference": [d for d in (*drawn.values(), *own.values()) if d.name not in placed],
     }
-    shown = {d.name for d in drawn["inference"]}
-    drawn["inference"] += [
-        d for name, d in own.items() if about[name] == "parameters" and not (name == "funnel" and "pairs" in shown)
-    ]
-    numbers = {d.name: i for i, d in enumerate((d for group in drawn.values() for d in group), 1)}
-    checks = [_check(c, own, numbers) for c in diagnosis.checks]
+    numbers = {d.name: i for i, d in enumerate((d for group in figures.values() for d in group), 1)}
     uses = {"Posterior of the parameters": diagnosis.parameters, "Predictions": diagnosis.predictions}
     method, info = posterior.method, dict(posterior.info)
-    title = f"{method.title if method else posterior.name}"
+    title = method.title if method else posterior.name
     command = default_command(posterior)
     bibtex = _bibtex(posterior)
     docstring = _docstring(posterior)
@@ -408,14 +400,16 @@ def content(
         ("cite", "Repeat and cite"),
     ]
     absent = {
-        "interest": not (interest or drawn["interest"]),
-        "inference": not drawn["inference"],
-        "predictions": not (scores or drawn["predictions"] or why),
+        "interest": not (interest or figures["interest"]),
+        "inference": not figures["inference"],
+        "predictions": not (scores or why),
         "model": not docstring,
     }
     versions = {"pyro-zoo": __version__, **{k: str(v) for k, v in dict(info.get("versions") or {}).items()}}
     page = {
-        "title": f"{title}",
+        "title": title,
+        "kind": "Posterior report",
+        "skip": ("checks", "the checks"),
         "lede": _lede(posterior, sizes),
         "verdict": {
             "level": _LEVELS[diagnosis.verdict],
@@ -428,20 +422,22 @@ def content(
         "fit": _fit_rows(posterior, sizes),
         "hyper": hyper,
         "interest": interest,
-        "interest_figures": drawn["interest"],
-        "checks": checks,
+        "interest_figures": figures["interest"],
+        "overview": [c for group in groups for c in group["checks"]],
+        "groups": groups,
+        "skipped": [c for c in checks if c["level"] == "skipped"],
         "posterior": {
             "table": _posterior_table(small, chains),
             "large": _large_table(large, chains),
             "notes": _left_out(large, omitted),
-            "figures": drawn["posterior"],
+            "figures": figures["posterior"],
             "beside": not chains,
         },
-        "inference_figures": drawn["inference"],
-        "prediction_figures": drawn["predictions"],
+        "inference_figures": figures["inference"],
         "prediction_note": f"No predictions: {why}." if why else "",
         "scores": scores,
         "model": rst.to_html(docstring) if docstring else "",
+        "about": {k: getattr(method, k) if method else "" for k in ("use_when", "avoid_when")},
         "data": _data_rows(data),
         "command": command,
         "cite_text": f"Cite the paper of the method{', and the software with its version' if method else ''}.",
@@ -477,11 +473,12 @@ def content(
     return page, document
 
 
-def render(page: Mapping[str, Any]) -> str:
-    """Fill the template.
+def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
+    """Fill a template.
 
     Args:
         page: Values from :func:`content`.
+        template: Its name.
 
     Returns:
         One HTML document that loads nothing.
@@ -490,16 +487,20 @@ def render(page: Mapping[str, Any]) -> str:
 
     folder = resources.files("zoo.reports") / "templates"
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
-    return template.render(**page, css=(folder / "report.css").read_text(encoding="utf-8"))
+    css = (folder / "report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(**page, css=css)
 
 
 def _lede(posterior: Posterior, sizes: Mapping[str, int]) -> str:
     rows = f"{sizes['train']:,} training rows" if "train" in sizes else "one datum"
     engine = "NUTS" if posterior.engine == "nuts" else "stochastic variational inference"
-    seconds = took(posterior)
+    seconds = posterior.seconds
     time = f" in {show(seconds, 3)} s" if seconds is not None else ""
     return f"Fitted to {posterior.data.name} ({rows}) by {engine}{time}."
 
@@ -561,21 +562,50 @@ def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
     )
 
 
-def _check(check: Check, own: Mapping[str, Drawing], numbers: Mapping[str, int]) -> dict[str, Any]:
+def _check(check: Check) -> dict[str, Any]:
     level = "skipped" if check.verdict == "not run" else check.verdict
-    value = check.value
+    value, headline = check.value, check.value
     if isinstance(value, Mapping):
+        headline = next((f"{k}: {show(v, 3)}" for k, v in value.items()), None)
         value = " · ".join(f"{k}: {show(v, 3)}" for k, v in value.items())
-    candidates = (own[check.name].name,) if check.name in own else ()
     return {
         "name": check.name,
         "title": check.title,
         "about": check.about,
         "verdict": check.verdict,
         "level": level,
+        "headline": "" if headline is None else show(headline, 3),
         "value": "" if value is None else show(value, 3),
         "threshold": check.threshold.rstrip("."),
         "source": check.source.rstrip("."),
         "explanation": check.explanation,
-        "figure": next((f for f in (*_SHOWN.get(check.name, ()), *candidates) if f in numbers), None),
+        "meaning": check.meaning,
+        "drawing": None,
+        "figure": None,
     }
+
+
+def _grouped(
+    checks: Sequence[dict[str, Any]], diagnosis: Diagnosis, drawn: Mapping[str, Drawing], own: Mapping[str, Drawing]
+) -> list[dict[str, Any]]:
+    """Group the checks that ran by what they concern, and put each figure beside the first check that it shows."""
+    placed: set[str] = set()
+    groups = []
+    for about, (title, use) in {
+        "parameters": ("Posterior of the parameters", diagnosis.parameters),
+        "predictions": ("Predictions", diagnosis.predictions),
+        "comparison": ("Comparison with other models", None),
+    }.items():
+        mine = [c for c in checks if c["about"] == about and c["level"] != "skipped"]
+        for c in mine:
+            options = [drawn[name] for name in _SHOWN.get(c["name"], ()) if name in drawn]
+            options += [own[c["name"]]] if c["name"] in own else []
+            fresh = [d for d in options if d.name not in placed]
+            if fresh:
+                c["drawing"] = fresh[0]
+                placed.add(fresh[0].name)
+            elif options:
+                c["figure"] = options[0].name
+        if mine:
+            groups.append({"title": title, "use": use, "level": _LEVELS[use] if use else "", "checks": mine})
+    return groups

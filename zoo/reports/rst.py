@@ -401,10 +401,10 @@ def _html_table(lines: list[str]) -> str:
     header = rows[: rules[0]] if len(rules) > 1 else []
     body = [row for row in rows[len(header) :] if row]
 
-    def shown(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_inline(cell, markup=True)}</{tag}>" for cell in cells) + "</tr>"
+    def shown(cells: list[str], tag: str, scope: str = "") -> str:
+        return "<tr>" + "".join(f"<{tag}{scope}>{_inline(cell, markup=True)}</{tag}>" for cell in cells) + "</tr>"
 
-    head = "".join(shown(row, "th") for row in header)
+    head = "".join(shown(row, "th", ' scope="col"') for row in header)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="symbols"><table>'
         f"<thead>{head}</thead><tbody>{''.join(shown(row, 'td') for row in body)}</tbody></table></div>"
