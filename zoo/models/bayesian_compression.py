@@ -83,6 +83,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,7 +130,8 @@ _FLOAT_BITS = 32
 _SIGNIFICAND_BITS = 23
 _ORDER_ROWS = 2_000
 _KERNEL, _POOL = 5, 2  # of every convolution, as in LeNet-5
-_HARD_CUT = 1.3  # times the limit, the error up to which a turn of pruning cuts before it fits further
+# Times the limit, the error up to which the first turn of pruning and all later ones cut before they fit further.
+_HARD_CUTS = (1.3, 1.1)
 _LOTS = 25  # on the path, one part in so many of a layer's groups leaves at a time
 
 
@@ -583,7 +585,7 @@ def prune(
     limit: float | None = None,
     turns: int = 6,
     fraction: float = 0.35,
-    steps: int = 6_000,
+    steps: int = 3_000,
     learning_rate: float = 2e-3,
     final: bool = True,
     seed: int = 0,
@@ -591,12 +593,17 @@ def prune(
     r"""Take units out for good and fit what is left further, in turns.
 
     A turn goes along the path of :func:`choose_units` to the smallest network whose validation error, rounded, is
-    within 1.3 times the limit, but from the second turn on at least until ``fraction`` of the weights are gone. Then
-    the smaller pair is fitted further, from the parameters of the larger, which lowers the error again. The turns end
-    where it stays above the limit by more than half of its standard error. Of the networks after each turn, the
-    smallest is taken whose validation error, rounded, is within the limit: the error of the whole network and
-    ``tolerance`` of its standard errors, or the number given. Training rows fit and validation rows choose; once the
-    choice is made, the network taken is fitted further on both.
+    within the limit and a tenth (in the first turn three tenths) of it, but from the second turn on at least until
+    ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the parameters of the larger,
+    which lowers the error again.
+
+    The limit is the error of the whole network and ``tolerance`` of its standard errors, or the number given. An error
+    on a thousand rows is noisy, so what is held against it is the straight line of least squares through the errors
+    of all turns, over the logarithm of their compression. The turns end, after three at the earliest, where the line
+    is above the limit by more than half a standard error of the error. Of the networks after each turn, the smallest
+    is taken that the line puts within the limit, and whose own error is above it by no more than half its standard
+    error. Training rows fit and validation rows choose; once the choice is made, the network taken is fitted further
+    on both.
 
     Args:
         posterior: A fit of this method.
@@ -626,7 +633,7 @@ def prune(
     limit = _limit(posterior, tolerance, "validation") if limit is None else limit
     whole, rows = _whole_weights(posterior), len(posterior.data.split("validation")["y"])
     recipe, now, seconds = posterior.info["recipe"], posterior, posterior.info["seconds"]
-    best: Posterior | None = None
+    fits: list[Posterior] = []
     found: list[dict[str, Any]] = []
 
     def go_on(data: Dataset, hyper: Hyper, init: Mapping[str, Tensor], turn: int) -> Posterior:
@@ -637,7 +644,7 @@ def prune(
         )  # fmt: skip
 
     for turn in range(turns):
-        keep = _without(now, fraction if turn else 0.0, _HARD_CUT * limit)
+        keep = _without(now, fraction if turn else 0.0, _HARD_CUTS[min(turn, 1)] * limit)
         net = _smaller(_architecture(now.data, now.hyper), keep)
         c = net.num_filters
         hyper = dataclasses.replace(
@@ -650,11 +657,16 @@ def prune(
         seconds += now.info["seconds"] + now.info["compile_seconds"]
         now.info["whole_weights"] = whole
         saved, error = compression(now, "all"), _wrong(now, "validation", "all")
+        fits.append(now)
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
-        if error <= limit:
-            best = now
-        elif error > limit + 0.5 * math.sqrt(error * (1 - error) / rows):
+        line = _line([math.log(f["pruning"]) for f in found], [f["error"] for f in found])
+        if turn >= 2 and line[-1] > limit + _half(line[-1], rows):
             break
+    best: Posterior | None = None
+    for fit, one, smooth in zip(fits, found, line, strict=True):
+        one["smoothed error"] = smooth
+        if smooth <= limit and one["error"] <= limit + _half(one["error"], rows):
+            best = fit
     if best is None:
         return posterior
     if final:
@@ -663,6 +675,20 @@ def prune(
         best.info["seconds"] = seconds
     best.info |= {"pruned": found, "whole_weights": whole, "limit": limit}
     return best
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> list[float]:
+    """Return the values at ``x`` of the line of least squares; with fewer than three points, the points."""
+    if len(set(x)) < 3:
+        return list(y)
+    slope, level = statistics.linear_regression(x, y)
+    return [level + slope * at for at in x]
+
+
+def _half(error: float, rows: int) -> float:
+    """Return half of the standard error of an error that was measured on so many rows."""
+    error = min(max(error, 0.0), 1.0)
+    return 0.5 * math.sqrt(error * (1 - error) / rows)
 
 
 def _joined(data: Dataset) -> Dataset:
@@ -1081,7 +1107,7 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
 
     started = time.perf_counter()
     error = _error(_dense_fit(net, data, steps, seed), data.split("validation")) / 100
-    limit = error - 0.5 * math.sqrt(error * (1 - error) / len(data.split("validation")["y"]))
+    limit = error - _half(error, len(data.split("validation")["y"]))
     seconds = time.perf_counter() - started
     # The scales of the horseshoe have further to go, so its rate is larger.
     for name, prior, rate in (("GNJ", "normal_jeffreys", 3e-3), ("GHS", "horseshoe", 4e-3 if hyper.channels else 6e-3)):
