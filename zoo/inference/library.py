@@ -170,6 +170,13 @@ extern "C" int64_t potential_expand(uint64_t size, uint64_t expanded, double* x,
 }
 """
 
+_SETTINGS = {
+    "aot_inductor.compile_wrapper_opt_level": "O1",  # O0 compiles no faster, and small steps take a quarter longer
+    "memory_planning": True,  # a step of few microseconds would spend a fifth of them on allocations
+    "aot_inductor.enable_line_tables": False,
+    "cpp.vec_isa_ok": True,  # else inductor tries every vector instruction set out, for nine seconds
+}
+
 # c10::ScalarType
 _SCALAR_TYPES = {
     torch.uint8: 0,
@@ -288,7 +295,7 @@ def path_of(graph: fx.GraphModule, example: Sequence[Tensor], options: Mapping[s
         A path in the compiler's cache folder.
     """
     shapes = [(tuple(t.shape), t.stride(), str(t.dtype)) for t in example]
-    return _folder() / f"graph-{_key(graph.code, shapes, sorted(options.items()))}.so"
+    return _folder() / f"graph-{_key(graph.code, shapes, sorted({**_SETTINGS, **options}.items()))}.so"
 
 
 def build(graph: fx.GraphModule, example: Sequence[Tensor], options: Mapping[str, Any] | None = None) -> Path:
@@ -326,14 +333,7 @@ def compile_to(graph: fx.GraphModule, example: Sequence[Tensor], options: Mappin
         options: Of the compiler.
         path: Where to; it is complete as soon as it is there.
     """
-    settings = {
-        "aot_inductor.compile_wrapper_opt_level": "O1",  # O0 compiles no faster, and small steps take a quarter longer
-        "memory_planning": True,  # a step of few microseconds would spend a fifth of them on allocations
-        "aot_inductor.enable_line_tables": False,
-        "cpp.vec_isa_ok": True,  # else inductor tries every vector instruction set out, for nine seconds
-        **options,
-    }
-    settings = {k: v for k, v in settings.items() if k in _known_options()}
+    settings = {k: v for k, v in {**_SETTINGS, **options}.items() if k in _known_options()}
     log = logging.getLogger("torch._inductor.ir")
     level = log.level
     log.setLevel(logging.ERROR)  # it names every operation that goes through torch's dispatcher

@@ -578,6 +578,7 @@ def compile_function(
         return Program(eager, f"cannot be traced{where}: {_first_line(error)}")
     finally:
         torch.set_rng_state(rng)
+    _draw_directly(graph)
     surplus = _keep_draws(graph)
     graph.graph.eliminate_dead_code()
     nodes = len(graph.graph.nodes)
@@ -640,6 +641,17 @@ def _work(graph: torch.fx.GraphModule) -> float:
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         total += float(count(*args, **kwargs, out_val=node.meta["val"]))
     return total
+
+
+def _draw_directly(graph: torch.fx.GraphModule) -> None:
+    """Draw standard normal numbers into new memory; filling empty memory in place would be compiled with a copy."""
+    aten = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
+        empty, *moments = node.args
+        standard = moments in ([], [0], [0, 1]) and not node.kwargs
+        plain = empty.target is aten.empty.memory_format and "memory_format" not in empty.kwargs
+        if standard and plain and len(empty.users) == 1:
+            node.target, node.args, node.kwargs = aten.randn.default, empty.args, empty.kwargs
 
 
 def _keep_draws(graph: torch.fx.GraphModule) -> int:
