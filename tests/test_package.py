@@ -47,6 +47,7 @@ def test_wheel_holds_only_the_package_and_its_data(site: Path) -> None:
         "py.typed",
         "datasets/bundled/NOTICE",
         "datasets/bundled/mnist.npz",
+        "datasets/bundled/posteriordb/arK-arK.json.gz",
         "models/_template_test.py",
         "reports/templates/report.html.j2",
         "reports/templates/comparison.html.j2",

@@ -45,7 +45,18 @@ _WHERE = {
     "names": "zoo.registry",
     "reproduce": "zoo.claims",
 }
-_PACKAGES = ("datasets", "diagnostics", "errors", "inference", "models", "registry", "reports", "tasks", "types")
+_PACKAGES = (
+    "datasets",
+    "diagnostics",
+    "errors",
+    "inference",
+    "models",
+    "references",
+    "registry",
+    "reports",
+    "tasks",
+    "types",
+)
 
 __all__ = sorted([*_WHERE, *_PACKAGES, "__version__"])
 
