@@ -526,7 +526,7 @@ def test_interrupted_fit_resumes_to_the_same_posterior(monkeypatch: pytest.Monke
     assert second.info["command"].endswith(
         "--out cut --engine svi --steps 30 --checkpoint-every 10 --no-compile --no-report"
     )
-    assert not Path("cut/checkpoint.safetensors").exists()
+    assert {p.name for p in Path("cut").iterdir()} == {"fit.json", "posterior.json", "posterior.safetensors"}
     assert "finished" in fails("fit", "--resume", "cut")
 
 
@@ -542,6 +542,43 @@ def test_interruption_before_a_checkpoint_leaves_nothing(monkeypatch: pytest.Mon
         assert result.exit_code == 130
         assert result.stderr.splitlines()[-1] == "error: interrupted"
         assert list(Path().iterdir()) == []
+
+
+def test_a_fit_killed_before_its_first_checkpoint_begins_anew() -> None:
+    args = ("fit", "eight_schools", *QUICK, "--checkpoint")
+    assert run(*args, "--out", "whole").exit_code == 0
+    Path("cut/.0123abcd.part/new").mkdir(parents=True)
+    Path("cut/fit.json").write_text(Path("whole/fit.json").read_text())
+    result = run("fit", "--resume", "cut")
+    assert result.exit_code == 0, result.stderr
+    assert "before its first checkpoint; it begins anew" in result.stderr
+    assert torch.equal(zoo.load("whole").losses, zoo.load("cut").losses)
+    assert {p.name for p in Path("cut").iterdir()} == {"fit.json", "posterior.json", "posterior.safetensors"}
+
+
+def test_finished_chains_are_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference.checkpoint import Chains
+
+    args = ("fit", "eight_schools", "--tune", "20", "--draws", "20", "--chains", "2", "--no-report", "--no-compile")
+    assert run(*args, "--out", "whole").exit_code == 0
+    save, saved = Chains.save, []
+
+    def interrupt(self: Chains, chain: int, arrays: Any) -> None:
+        save(self, chain, arrays)
+        saved.append(chain)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chains, "save", interrupt)
+    result = run(*args, "--checkpoint", "--out", "cut")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "error: interrupted; go on with: zoo fit --resume cut"
+    assert run("fit", "--resume", "cut").exit_code == 0
+    assert len(saved) == len(set(saved)) == 2
+    first, second = zoo.load("whole"), zoo.load("cut")
+    assert first.chains is not None
+    assert second.chains is not None
+    assert all(torch.equal(value, second.chains[name]) for name, value in first.chains.items())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 3}'])

@@ -54,8 +54,8 @@ def test_replacing_leaves_what_is_not_ours(tmp_path: Path, keep: bool) -> None:
     (folder / "link").symlink_to(tmp_path / "nowhere")
     with whole(folder, keep=keep, resume=False) as stage:
         if keep:
-            write(folder, {SETTINGS: '{"checkpoint_every": 1}', "checkpoint.safetensors": "pyro-zoo state"})
-            write(folder, {"restart-1/checkpoint.safetensors": "pyro-zoo state"})
+            write(folder, {SETTINGS: '{"checkpoint_every": 1}', "checkpoint-1.safetensors": "pyro-zoo state"})
+            write(folder, {"restart-1/best-checkpoint.safetensors": "pyro-zoo state"})
         write(stage, {"posterior.json": OURS["posterior.json"], "posterior.safetensors": "new"})
     new = {"posterior.json": OURS["posterior.json"], "posterior.safetensors": "new"}
     assert contents(folder) == THEIRS | new | ({SETTINGS: '{"checkpoint_every": 1}'} if keep else {})
@@ -139,7 +139,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
 def test_an_interruption_with_a_checkpoint_leaves_it_and_theirs(tmp_path: Path) -> None:
     folder = tmp_path / "o"
     write(folder, OURS | THEIRS)
-    left = {SETTINGS: '{"checkpoint_every": 1}', "checkpoint.safetensors": "pyro-zoo state"}
+    left = {SETTINGS: '{"checkpoint_every": 1}', "checkpoint-1.safetensors": "pyro-zoo state"}
     with pytest.raises(KeyboardInterrupt, match="--resume"), whole(folder, keep=True, resume=False):  # noqa: PT012
         write(folder, left)
         raise KeyboardInterrupt
@@ -181,6 +181,18 @@ def test_a_foreign_file_in_the_way_is_refused_before_anything_is_done(tmp_path: 
     ):
         raise AssertionError("not reached")
     assert contents(tmp_path / "o") == before
+
+
+def test_a_file_that_only_has_the_name_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "o", {"chain-1.safetensors": "mine"})
+    with whole(tmp_path / "o", keep=False, resume=False) as stage:
+        write(stage, OURS)
+    with (
+        pytest.raises(DataError, match=r"holds chain-1\.safetensors, which the zoo did not write"),
+        whole(tmp_path / "o", keep=True, resume=False),
+    ):
+        raise AssertionError("not reached")
+    assert contents(tmp_path / "o") == OURS | {"chain-1.safetensors": "mine"}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

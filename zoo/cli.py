@@ -487,7 +487,7 @@ class _Dtype(StrEnum):
     float64 = "float64"
 
 
-_SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every")
+_SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every", "checkpoint_keep")
 _NUTS_ONLY = ("chains", "tune", "draws")
 
 
@@ -531,8 +531,17 @@ def fit(
     hyper: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
     ] = None,
+    checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint", help="Keep in --out what --resume needs: ten checkpoints (svi), finished chains (nuts)."
+        ),
+    ] = False,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="Write a checkpoint to --out after every K steps (svi).")
+        int | None, typer.Option(min=1, metavar="K", help="Keep a checkpoint after every K steps (svi).")
+    ] = None,
+    checkpoint_keep: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many of the newest are kept, 2 by default (svi).")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted fit in this folder; no other option.")
@@ -571,7 +580,9 @@ def fit(
             "chains": chains,
             "tune": tune,
             "draws": draws,
+            "checkpoint": checkpoint or checkpoint_every is not None or checkpoint_keep is not None,
             "checkpoint_every": checkpoint_every,
+            "checkpoint_keep": checkpoint_keep,
             "device": device,
             "dtype": None if dtype is None else dtype.value,
             "compile": not no_compile,
@@ -612,7 +623,7 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
         )
     engine = settings["engine"] or method.engines[0]
     for option in _NUTS_ONLY if engine == "svi" else _SVI_ONLY:
-        if settings[option] is not None:
+        if settings.get(option) is not None:
             raise DataError(
                 f"--{option.replace('_', '-')} does not apply to the engine '{engine}'; leave it out or choose --engine"
             )
@@ -620,8 +631,11 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
     with _warnings(say):
         own = (settings["target"], settings.get("drop", ()), settings.get("missing", "refuse"))
         dataset = _dataset(settings["data"] or method.default_data, *own)
-    checkpoint = settings["checkpoint_every"] is not None
-    options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings[k] is not None}
+    checkpoint = settings["checkpoint"]
+    options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings.get(k) is not None}
+    begun = resume and bool(outputs.checkpoints(folder))
+    if resume and not begun:
+        say.note("the fit was interrupted before its first checkpoint; it begins anew")
     with outputs.whole(folder, keep=checkpoint, resume=resume) as stage:
         if checkpoint and not resume:
             from zoo.reports.files import dumps, write_texts
@@ -642,7 +656,7 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
                 dtype=settings["dtype"],
                 compile=settings["compile"],
                 checkpoint=folder if checkpoint else None,
-                resume=resume,
+                resume=begun,
                 progress=not say.quiet,
                 **options,
             )
@@ -1349,12 +1363,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if (folder / "posterior.json").exists():
         raise DataError(f"the fit in '{folder}' is finished; `zoo report {folder}` writes its report")
     if not path.is_file():
-        raise DataError(
-            f"'{folder}' holds no interrupted fit (no {path.name}); start one with --checkpoint-every K --out DIR"
-        )
+        raise DataError(f"'{folder}' holds no interrupted fit (no {path.name}); start one with --checkpoint --out DIR")
     try:
         found = jsonlib.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not isinstance(found.get("name"), str) or "checkpoint_every" not in found:
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str) or "checkpoint" not in found:
             raise ValueError("it lacks settings")
     except ValueError as error:
         raise ArtifactError(f"'{path}' is damaged: {error}") from error

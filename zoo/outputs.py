@@ -7,15 +7,17 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.errors import DataError
 
-__all__ = ["SETTINGS", "foreign", "ours", "whole"]
+__all__ = ["BEST", "CHAIN_MARK", "SETTINGS", "STATE_MARK", "checkpoints", "foreign", "ours", "whole"]
 
-SETTINGS = "fit.json"  # beside a checkpoint: what `--resume` goes on with
-_CHECKPOINT = "checkpoint.safetensors"
+SETTINGS = "fit.json"  # beside checkpoints: what `--resume` goes on with
+BEST = "best-checkpoint.safetensors"
+STATE_MARK, CHAIN_MARK = "pyro-zoo state", "pyro-zoo chain"
+_CHECKPOINTS = ("checkpoint-*.safetensors", BEST, "chain-*.safetensors")
 _HEAD = 2**20
 # What each file of the zoo says of itself near its beginning.
 _MARKS = {
@@ -24,7 +26,6 @@ _MARKS = {
     "report.json": b'"pyro-zoo report ',
     "MODEL_CARD.md": b"<!-- pyro-zoo model card -->",
     SETTINGS: b'"checkpoint_every"',
-    _CHECKPOINT: b"pyro-zoo state",
 }
 _TENSORS = "posterior.safetensors"  # says nothing of itself; the JSON beside it does
 
@@ -38,12 +39,28 @@ def ours(folder: Path) -> list[Path]:
     Returns:
         Paths, ``posterior.json`` first.
     """
-    checkpoints = sorted(folder.glob(f"restart-*/{_CHECKPOINT}"))
-    found = [path for path in (*(folder / name for name in _MARKS), *checkpoints) if _is_ours(path)]
+    found = [path for path in (folder / name for name in _MARKS) if _says(path, _MARKS[path.name])]
+    found += checkpoints(folder)
     tensors = folder / _TENSORS
     if tensors.is_file() and any(path.name in ("posterior.json", SETTINGS) for path in found):
         found.append(tensors)
     return found
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder: states of SVI, those of restarts included, and chains of NUTS.
+
+    Args:
+        folder: Any folder; one that does not exist holds none.
+
+    Returns:
+        Paths.
+    """
+    return [path for path in _named(folder) if _says(path, STATE_MARK.encode()) or _says(path, CHAIN_MARK.encode())]
+
+
+def _named(folder: Path) -> list[Path]:
+    return sorted(path for name in _CHECKPOINTS for at in (name, f"restart-*/{name}") for path in folder.glob(at))
 
 
 def foreign(folder: Path) -> list[Path]:
@@ -78,7 +95,7 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
         KeyboardInterrupt: As it came, with the command to go on where there is a checkpoint.
     """
     named, folder = folder, folder.resolve()
-    _refuse_foreign(folder, named)
+    _refuse_foreign(folder, named, checkpointed=keep and not resume)
     made: list[Path] = []
     scratch = folder
     done = resumable = False
@@ -98,21 +115,17 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
             raise DataError(_unwritable(named, error)) from error
         yield new
         try:
-            if keep:
-                (new / SETTINGS).write_bytes((folder / SETTINGS).read_bytes())
             if folder.exists():
                 _refuse_foreign(folder, named)
-                _swap(folder, new, spent)
+                _swap(folder, new, spent, keep)
             else:
                 new.rename(folder)
             done = True
         except OSError as error:
             raise DataError(_unwritable(named, error)) from error
-        for path in folder.glob("restart-*"):
-            if path.is_dir() and (spent / path.name).exists() and not any(path.iterdir()):
-                path.rmdir()
+        _clear(folder, [path.name for path in spent.glob("restart-*")], resume)
     except BaseException as stop:
-        resumable = keep and any(path.name == _CHECKPOINT for path in ours(folder))
+        resumable = keep and (resume or bool(checkpoints(folder)))
         if not done and keep and not resume and not resumable and (scratch / "old").exists():
             for path in ours(folder):
                 path.unlink()
@@ -130,15 +143,31 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _swap(folder: Path, new: Path, spent: Path) -> None:
+def _clear(folder: Path, restarts: Iterable[str], resume: bool) -> None:
+    """Remove what only an unfinished fit needs; what cannot be removed stays."""
+    done = checkpoints(folder)
+    for path in done:
+        with suppress(OSError):
+            path.unlink()
+    for name in {*restarts, *(path.parent.name for path in done if path.parent != folder)}:
+        with suppress(OSError):  # not empty
+            (folder / name).rmdir()
+    if resume:
+        for path in folder.glob(".????????.part"):  # of processes that were killed
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _swap(folder: Path, new: Path, spent: Path, keep: bool) -> None:
     """Put the files of ``new`` in place of the zoo's own in ``folder``, which go to ``spent``, or change nothing."""
+    # Until the new description is in place, a process that is killed leaves all that it takes to go on.
+    last = [*checkpoints(folder), folder / SETTINGS] if keep else []
     files = sorted(_files(new), key=lambda path: path.name == "posterior.json")
     # Exported networks say nothing of themselves: they are replaced by new ones of their name, but never only removed.
     taken = [path for path in (folder / file.relative_to(new) for file in files) if os.path.lexists(path)]
     for path in taken:
         if path.is_dir():
             raise DataError(f"'{path}' is a folder, in the place of a file to be written; move it away")
-    _move(dict.fromkeys([*ours(folder), *taken]), folder, spent)
+    _move([path for path in dict.fromkeys([*ours(folder), *taken]) if path not in last], folder, spent)
     try:
         # The description comes last, so that a posterior which can be seen is whole.
         _move(files, new, folder)
@@ -168,16 +197,18 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
 
 
-def _is_ours(path: Path) -> bool:
+def _says(path: Path, mark: bytes) -> bool:
     try:
         with path.open("rb") as file:
-            return _MARKS[path.name] in file.read(_HEAD)
+            return mark in file.read(_HEAD)
     except OSError:
         return False
 
 
-def _refuse_foreign(folder: Path, named: Path) -> None:
+def _refuse_foreign(folder: Path, named: Path, *, checkpointed: bool = False) -> None:
     in_the_way = foreign(folder)
+    if checkpointed:
+        in_the_way += sorted(set(_named(folder)) - set(checkpoints(folder)))
     if in_the_way:
         names = ", ".join(path.name for path in in_the_way)
         raise DataError(

@@ -194,26 +194,6 @@ def test_non_finite_loss_names_step_and_site() -> None:
         zoo.fit(Pair(model, guide), batch, steps=500, learning_rate=0.3, optimizer="sgd", compile=False)
 
 
-def test_checkpoint_resumes_bit_for_bit(tmp_path) -> None:
-    options = {"engine": "svi", "seed": 4, "compile": False, "checkpoint_every": 40}
-    whole = zoo.fit("eight_schools", steps=80, checkpoint=tmp_path / "whole", **options)
-
-    class Stop(Exception):
-        pass
-
-    def interrupt(event):
-        if event.stage == "fitting" and event.done >= 50:
-            raise Stop
-
-    with pytest.raises(Stop):
-        zoo.fit("eight_schools", steps=80, checkpoint=tmp_path / "cut", progress=interrupt, **options)
-    resumed = zoo.fit("eight_schools", steps=80, checkpoint=tmp_path / "cut", resume=True, **options)
-    assert torch.equal(whole.losses, resumed.losses)
-    assert all(torch.equal(whole.params[k], resumed.params[k]) for k in whole.params)
-    with pytest.raises(zoo.errors.ArtifactError, match="seed 4; this fit has 5"):
-        zoo.fit("eight_schools", steps=80, checkpoint=tmp_path / "cut", resume=True, **(options | {"seed": 5}))
-
-
 @pytest.mark.parametrize("within", [False, True])
 def test_an_interrupt_leaves_a_checkpoint_of_that_moment(tmp_path, monkeypatch, within) -> None:
     options = {"seed": 4, "compile": False, "checkpoint_every": 1_000, "steps": 400, "batch_size": 2}

@@ -38,6 +38,7 @@ from torch import Tensor
 from zoo.errors import EngineError, UnknownNameError, suggest
 from zoo.inference import _nuts_worker as worker
 from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
+from zoo.inference.checkpoint import Chains
 from zoo.inference.library import build, child_environment
 from zoo.inference.potential import Potential
 from zoo.inference.program import no_compiler, pyro_world, seeded, stream
@@ -81,6 +82,8 @@ def sample(
     compile: bool = True,
     progress: Progress | bool | None = None,
     sampler: Literal["nutpie", "pyro"] = "nutpie",
+    store: Chains | None = None,
+    resume: bool = False,
 ) -> Samples:
     """Draw from a model's posterior with the No-U-Turn sampler; discrete latents of finite support are summed out.
 
@@ -101,6 +104,8 @@ def sample(
         compile: Whether to compile the log density.
         progress: Called a few times a second with every chain's state; ``True`` for a display on the terminal.
         sampler: ``nutpie``, or ``pyro`` for :class:`pyro.infer.NUTS` (slow, in this process).
+        store: Where finished chains are kept.
+        resume: Whether to take chains that are kept there as they are.
 
     Returns:
         The draws.
@@ -143,27 +148,35 @@ def sample(
         low_rank=low_rank_mass_matrix,
     )
     with _display(progress) as report:
+        library = None
         if sampler == "pyro":
             engine, reason, compiled, at_once = "python", "Pyro's NUTS runs eagerly", traced, 1
-            found = _with_pyro(potential, initial, options, report)
         else:
             library, reason = _library(potential, initial[0], compile)
             compiled = time.perf_counter()
-            if library is not None:
-                engine = "library"
-                found = _in_threads(library, initial, options, at_once, report)
-            elif at_once > 1 and potential.graph is not None:
-                engine = "processes"
-                found = _in_processes(potential, initial, options, at_once, report)
-            else:
+            engine = "library" if library is not None else "processes"
+            if library is None and (at_once == 1 or potential.graph is None):
                 engine, at_once = "python", 1
-                found = _in_threads(_eager(potential), initial, options, 1, report)
+        kept: dict[int, Arrays] = {}
+        if store is not None:
+            store.surroundings["mode"] = "compiled" if library is not None else "eager"
+            if resume:
+                kept = {k: arrays for k, arrays in store.load().items() if k < chains}
+        board = _Board(chains, options, report, store, kept)
+        if sampler == "pyro":
+            _with_pyro(potential, initial, options, board)
+        elif engine == "processes":
+            _in_processes(potential, initial, options, at_once, board)
+        else:
+            _in_threads(library or _eager(potential), initial, options, at_once, board)
+    found = [board.found[k] for k in range(chains)]
     sampled = time.perf_counter()
     flat = torch.from_numpy(np.stack([a["flat"] for a in found])).to(potential.dtype)
     stats = {n: torch.from_numpy(np.stack([a[n] for a in found])) for n in worker.STATS.values()}
     for name in ("tree_depth", "n_steps"):
         stats[name] = stats[name].to(torch.int64)
-    evaluations = int(sum(int(a["evaluations"]) for a in found))
+    evaluations = sum(int(a["evaluations"]) for a in found)
+    fresh = sum(int(a["evaluations"]) for k, a in enumerate(found) if k not in kept)
     info = {
         "sampler": sampler,
         "engine": engine,
@@ -188,7 +201,7 @@ def sample(
             "compile": compiled - traced,
             "sample": sampled - compiled,
         },
-        "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, evaluations),
+        "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, fresh),
         "versions": {p: importlib.metadata.version(p) for p in ("nutpie", "pyro-ppl", "torch")},
     }
     return Samples(chains=potential.constrain(flat), stats=stats, info=info)
@@ -244,9 +257,11 @@ def _display(progress: Progress | bool | None) -> Iterator[Progress]:
 
 
 class _Board:
-    """The latest state of every chain, told to the caller when it changed."""
+    """The latest state of every chain, told to the caller when it changed, and the chains that have ended."""
 
-    def __init__(self, chains: int, options: Options, tell: Progress) -> None:
+    def __init__(
+        self, chains: int, options: Options, tell: Progress, store: Chains | None, kept: dict[int, Arrays]
+    ) -> None:
         total = options.warmup + options.draws
         self.states = [
             Chain(chain=k, draws=0, total=total, divergences=0, step_size=0.0, leapfrogs=0) for k in range(chains)
@@ -254,11 +269,25 @@ class _Board:
         self.tell = tell
         self.told: list[Chain] = []
         self.when = 0.0
+        self.found = dict(kept)
+        for chain, arrays in kept.items():
+            self._ended(chain, arrays)
+        self.store = store
+
+    @property
+    def waiting(self) -> list[int]:
+        return [k for k in range(len(self.states)) if k not in self.found]
 
     def put(self, state: Chain) -> None:
         self.states[state.chain] = state
 
     def end(self, chain: int, arrays: Arrays) -> None:
+        self.found[chain] = arrays
+        if self.store is not None:
+            self.store.save(chain, arrays)
+        self._ended(chain, arrays)
+
+    def _ended(self, chain: int, arrays: Arrays) -> None:
         total = self.states[chain].total
         self.put(
             Chain(
@@ -350,11 +379,9 @@ def _tail(text: str, lines: int = 5) -> str:
 
 # --------------------------------------------------------------------------------------------- threads of nutpie
 def _in_threads(
-    potential: Compiled | Python, initial: Sequence[Any], options: Options, at_once: int, tell: Progress
-) -> list[Arrays]:
-    board = _Board(len(initial), options, tell)
-    waiting, running = list(range(len(initial))), list[worker.Running]()
-    found: dict[int, Arrays] = {}
+    potential: Compiled | Python, initial: Sequence[Any], options: Options, at_once: int, board: _Board
+) -> None:
+    waiting, running = board.waiting, list[worker.Running]()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -364,14 +391,12 @@ def _in_threads(
                 running.append(worker.start(potential, chain, initial[chain], options))
             for one in list(running):
                 try:
-                    ended = worker.finished(one)
-                    if ended:
-                        found[one.chain] = worker.result(one)
+                    arrays = worker.result(one) if worker.finished(one) else None
                 except RuntimeError as error:
                     raise EngineError(f"chain {one.chain} failed: {_first(error)}") from error
-                if ended:
+                if arrays is not None:
                     running.remove(one)
-                    board.end(one.chain, found[one.chain])
+                    board.end(one.chain, arrays)
                 else:
                     board.put(one.report())
             board.show()
@@ -381,7 +406,6 @@ def _in_threads(
                 one.sampler.cancel()
         torch.set_num_threads(threads)
     board.show(last=True)
-    return [found[k] for k in range(len(initial))]
 
 
 # ----------------------------------------------------------------------------------------------------- processes
@@ -420,12 +444,8 @@ class _Worker:
                     pipe.close()
 
 
-def _in_processes(
-    potential: Potential, initial: Sequence[Any], options: Options, at_once: int, tell: Progress
-) -> list[Arrays]:
-    board = _Board(len(initial), options, tell)
+def _in_processes(potential: Potential, initial: Sequence[Any], options: Options, at_once: int, board: _Board) -> None:
     inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
-    found: dict[int, Arrays] = {}
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
         folder = Path(name)
@@ -433,12 +453,12 @@ def _in_processes(
         command = _hand_over(potential, folder, job)
         for k, point in enumerate(initial):
             np.save(folder / f"initial-{k}.npy", point)
-        waiting = list(range(len(initial)))
+        waiting = board.waiting
         try:
-            for number in range(at_once):
+            for number in range(min(at_once, len(waiting))):
                 workers.append(_Worker(number, command, folder, inbox))
                 workers[number].give(waiting.pop(0))
-            while len(found) < len(initial):
+            while board.waiting:
                 try:
                     number, message = inbox.get(timeout=0.1)
                 except queue.Empty:
@@ -456,8 +476,7 @@ def _in_processes(
                 else:
                     chain = int(message["done"])
                     with np.load(folder / f"chain-{chain}.npz") as stored:
-                        found[chain] = dict(stored)
-                    board.end(chain, found[chain])
+                        board.end(chain, dict(stored))
                     one.chain = -1
                     if waiting:
                         one.give(waiting.pop(0))
@@ -466,7 +485,6 @@ def _in_processes(
             for one in workers:
                 one.end()
     board.show(last=True)
-    return [found[k] for k in range(len(initial))]
 
 
 # -------------------------------------------------------------------------------------------------- Pyro's NUTS
@@ -527,10 +545,9 @@ class _Recorded(NUTS):  # type: ignore[misc]
         return values
 
 
-def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, tell: Progress) -> list[Arrays]:
-    board = _Board(len(initial), options, tell)
-    found: list[Arrays] = []
-    for chain, point in enumerate(initial):
+def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, board: _Board) -> None:
+    for chain in board.waiting:
+        point = initial[chain]
         state = seeded(worker.chain_seed(options.seed, chain))
         with pyro_world(dtype=potential.dtype), stream(state), torch.enable_grad(), pyro.get_param_store().scope():
             kernel = _Recorded(
@@ -564,7 +581,5 @@ def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, t
             run.run()
             flat = run.get_samples()["flat"].to(torch.float64).numpy()
         arrays = {n: np.array([r[n] for r in kernel.records]) for n in worker.STATS.values()}
-        found.append({"flat": flat, "evaluations": np.array(kernel.evaluations), **arrays})
-        board.end(chain, arrays)
+        board.end(chain, {"flat": flat, "evaluations": np.array(kernel.evaluations), **arrays})
     board.show(last=True)
-    return found

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from zoo.errors import DataError, PairError, UnknownNameError, suggest
-from zoo.inference.checkpoint import Checkpoint
+from zoo.inference.checkpoint import Chains, Checkpoint
+from zoo.inference.objectives import losses_of
 from zoo.inference.posterior import Posterior
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.inference.progress import Progress, ProgressEvent, bar
 from zoo.inference.svi import Trainer
-from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
+from zoo.types import Batch, Dataset, Diagnostic, Elbo, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
 __all__ = ["fit", "versions"]
 
@@ -65,6 +66,7 @@ def fit(
     compile: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    checkpoint_keep: int = 2,
     resume: bool = False,
     init: Mapping[str, Tensor] | None = None,
     progress: bool | Progress | None = None,
@@ -101,9 +103,11 @@ def fit(
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``; ``None`` is ``float32`` for svi and ``float64`` for nuts.
         compile: Whether to compile; what cannot be compiled runs eagerly, and says so once.
-        checkpoint: (svi) Folder for checkpoints.
-        checkpoint_every: (svi) Steps between checkpoints.
-        resume: (svi) Go on from the folder's newest checkpoint.
+        checkpoint: Folder for checkpoints: states of an SVI fit, finished chains of NUTS.
+        checkpoint_every: (svi) Steps between checkpoints; a tenth of all if ``None``.
+        checkpoint_keep: (svi) How many of the newest checkpoints are kept, beside the one of the lowest loss.
+        resume: Go on from the folder's newest checkpoint, bit for bit as if the fit had not been interrupted; a
+            restart or chain that has none begins anew.
         init: (svi) Initial values of the guide's parameters by name, as ``posterior.params`` holds them; those that
             are not named start as the guide says.
         progress: ``True`` for a progress bar, or a function of progress events.
@@ -114,7 +118,9 @@ def fit(
 
     Raises:
         UnknownNameError: If method, data, engine, dtype or schedule is unknown.
-        DataError: If the data do not hold what the method's task needs, or an option is out of range.
+        ArtifactError: If a checkpoint is damaged or of another fit; the difference is named.
+        DataError: If the data do not hold what the method's task needs, an option is out of range, or there is no
+            checkpoint to resume.
         PairError: If the engine cannot run this pair.
     """
     found: Method[Any] | None = None
@@ -135,7 +141,10 @@ def fit(
     dtype = dtype or ("float64" if engine == "nuts" else "float32")
     if dtype not in _DTYPES:
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
-    _check_numbers(steps=steps, restarts=restarts, chains=chains, draws=draws, checkpoint_every=checkpoint_every)
+    _check_numbers(
+        steps=steps, restarts=restarts, chains=chains, draws=draws, checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep,
+    )  # fmt: skip
     if not 0 <= seed < 2**63:
         raise DataError(f"seed is {seed}; allowed: 0 to 2**63 - 1")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
@@ -176,34 +185,44 @@ def fit(
     if init is not None:
         about["init"] = _digest(init)
     common = {"data": dataset, "engine": engine, "name": title, "method": found, "hyper": hyper}
+    identity = {
+        "name": title,
+        "engine": engine,
+        "hyper": hyper_to_json(hyper),
+        "data": _fingerprint(dataset),
+        "seed": seed,
+        "dtype": dtype,
+    }
+    surroundings = {key: about[key] for key in ("versions", "machine", "threads", "device")}
+    folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None:
+        _check_folder(folder, resume)
     with bar(progress) as tell:
         if engine == "nuts":
+            own = {"draws": draws, "tune": tune, "target_accept": target_accept, "sampler": sampler}
+            own["low_rank_mass_matrix"] = low_rank_mass_matrix
             return _sample(
                 build(seed), common, about, tell, seed=seed, chains=chains, draws=draws, tune=tune, compile=compile,
                 target_accept=target_accept, sampler=sampler, low_rank=low_rank_mass_matrix, dtype=dtype,
+                store=None if folder is None else Chains(folder, identity | own, surroundings), resume=resume,
             )  # fmt: skip
         fits = []
         for at in range(seed, seed + restarts):
-            keep = None
-            if checkpoint is not None:
-                identity = {
-                    "name": title,
-                    "hyper": hyper_to_json(hyper),
-                    "data": _fingerprint(dataset),
-                    "seed": at,
-                    "recipe": dataclasses.asdict(recipe),
-                    "dtype": dtype,
-                    "device": device,
-                    "threads": about["threads"],
-                    "compile": compile,
-                    "init": _digest(init),
-                    "versions": about["versions"],
-                }
-                folder = Path(checkpoint) if restarts == 1 else Path(checkpoint) / f"restart-{at - seed}"
-                keep = Checkpoint(folder, identity, every=checkpoint_every or max(recipe.steps // 10, 1))
+            pair, keep = build(at), None
+            if folder is not None:
+                keep = Checkpoint(
+                    folder if restarts == 1 else folder / f"restart-{at - seed}",
+                    identity
+                    | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
+                    | {"early_stopping": early_stopping, "init": _digest(init)},
+                    surroundings,
+                    every=checkpoint_every or max(recipe.steps // 10, 1),
+                    keep=checkpoint_keep,
+                    best_from=recipe.kl_warmup * recipe.steps,
+                )
             fits.append(
                 _descend(
-                    build(at), common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
+                    pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
                     compile=compile, early_stopping=early_stopping, checkpoint=keep, resume=resume, init=init,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
@@ -246,13 +265,19 @@ def _descend(
         init=init,
     )
     _say_once(common["name"], trainer.program.reason if compile else "")
-    if checkpoint is not None and resume:
-        checkpoint.restore(trainer.state)
+    if checkpoint is not None:
+        checkpoint.identity["parameters"] = {n: list(v.shape) for n, v in trainer.layout.values.items()}
+        checkpoint.surroundings["mode"] = "compiled" if trainer.program.compiled else "eager"
+        if resume and checkpoint.files():
+            checkpoint.restore(trainer.state)
     started, reason = time.perf_counter(), "all steps taken"
     window, size = max(100, recipe.steps // 20), 1
     try:
-        while int(trainer.state.step) < recipe.steps:
-            at = int(trainer.state.step)
+        while (at := int(trainer.state.step)) < recipe.steps:
+            # Asked before every block, not after it, so that a resumed fit stops where it would have stopped.
+            if early_stopping and at and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0]):
+                reason = f"the loss stopped falling after {at} steps"
+                break
             stops = [recipe.steps - at, window - at % window]
             if checkpoint is not None:
                 stops.append(checkpoint.every - at % checkpoint.every)
@@ -267,9 +292,6 @@ def _descend(
             tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
             if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
                 checkpoint.save(trainer.state)
-            if early_stopping and at % window == 0 and _settled(torch.cat(trainer.state.history)[:, 0]):
-                reason = f"the loss stopped falling after {at} steps"
-                break
     except KeyboardInterrupt:
         if checkpoint is not None:  # so that nothing is lost, not only what came before the latest multiple
             checkpoint.save(trainer.state)
@@ -314,6 +336,8 @@ def _sample(
     low_rank: bool,
     compile: bool,
     dtype: str,
+    store: Chains | None,
+    resume: bool,
 ) -> Posterior:
     """Run NUTS and wrap the result."""
     from zoo.inference import nuts
@@ -336,6 +360,8 @@ def _sample(
         compile=compile,
         sampler=sampler,  # type: ignore[arg-type]  # checked by sample
         progress=show,
+        store=store,
+        resume=resume,
     )
     _say_once(common["name"], str(found.info.get("reason", "")) if compile else "")
     info = (
@@ -458,8 +484,6 @@ def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
 
 
 def _particles(pair: Pair, num: int | None) -> Pair:
-    from zoo.types import Elbo
-
     if num is None:
         return pair
     if num < 1:
@@ -480,6 +504,26 @@ def _settled(losses: Tensor) -> bool:
     improvement = blocks[0].mean() - blocks[1].mean()
     error = (blocks.var(-1).sum() / 10).sqrt()
     return bool(improvement + 2 * error < max(0.5, 1e-3 * float(blocks[1].mean().abs())))
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """Raise unless there is something to resume, or nothing that a new fit would replace."""
+    from zoo.outputs import checkpoints
+
+    found = checkpoints(folder)
+    if resume and not found:
+        raise DataError(f"there is no checkpoint in '{folder}'")
+    if found and not resume:
+        raise DataError(f"'{folder}' holds checkpoints of a fit; go on with resume=True, or choose another folder")
+
+
+def _objective(pair: Pair) -> Any:
+    """Return a pair's objective as far as JSON can hold it, for the identity of a checkpoint."""
+    return [
+        {"name": s.name, "trains": s.trains, "steps": s.steps}
+        | (dataclasses.asdict(s.function) if isinstance(s.function, Elbo) else {"estimator": type(s.function).__name__})
+        for s in losses_of(pair.objective)
+    ]
 
 
 def _digest(init: Mapping[str, Tensor] | None) -> str:
