@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -426,7 +427,11 @@ def test_pruning_in_turns_returns_a_smaller_posterior(prior: str, tmp_path: Path
     turns = small.info["pruned"]
     assert len(turns) == 3
     assert all(b["pruning"] * 0.75 >= a["pruning"] * 0.99 for a, b in itertools.pairwise(turns))
-    allowed = [turn for turn in turns if turn["error"] <= small.info["limit"]]
+    x, errors = np.log([turn["pruning"] for turn in turns]), np.array([turn["error"] for turn in turns])
+    line, limit = np.polyval(np.polyfit(x, errors, 1), x), small.info["limit"]
+    np.testing.assert_allclose([turn["smoothed error"] for turn in turns], line, atol=1e-9)
+    half = np.sqrt(errors * (1 - errors) / len(data.validation["y"])) / 2
+    allowed = [turns[i] for i in range(3) if line[i] <= limit and errors[i] <= limit + half[i]]
     saved = compression(small)
     assert saved.pruning == pytest.approx(allowed[-1]["pruning"])
     whole = 8 * 12 + 12 * 8 + 8 * 3

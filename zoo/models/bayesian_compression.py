@@ -130,8 +130,9 @@ _FLOAT_BITS = 32
 _SIGNIFICAND_BITS = 23
 _ORDER_ROWS = 2_000
 _KERNEL, _POOL = 5, 2  # of every convolution, as in LeNet-5
-# Times the limit, the error up to which the first turn of pruning and all later ones cut before they fit further.
-_HARD_CUTS = (1.3, 1.1)
+# Standard errors above the limit, the error up to which the first turn of pruning and all later ones cut before they
+# fit further.
+_HARD_CUTS = (2.25, 0.75)
 _LOTS = 25  # on the path, one part in so many of a layer's groups leaves at a time
 
 
@@ -593,9 +594,9 @@ def prune(
     r"""Take units out for good and fit what is left further, in turns.
 
     A turn goes along the path of :func:`choose_units` to the smallest network whose validation error, rounded, is
-    within the limit and a tenth (in the first turn three tenths) of it, but from the second turn on at least until
-    ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the parameters of the larger,
-    which lowers the error again.
+    within the limit and three quarters (in the first turn two and a quarter) of a standard error, but from the second
+    turn on at least until ``fraction`` of the weights are gone. Then the smaller pair is fitted further, from the
+    parameters of the larger, which lowers the error again.
 
     The limit is the error of the whole network and ``tolerance`` of its standard errors, or the number given. An error
     on a thousand rows is noisy, so what is held against it is the straight line of least squares through the errors
@@ -644,7 +645,8 @@ def prune(
         )  # fmt: skip
 
     for turn in range(turns):
-        keep = _without(now, fraction if turn else 0.0, _HARD_CUTS[min(turn, 1)] * limit)
+        bound = limit + 2 * _half(limit, rows) * _HARD_CUTS[min(turn, 1)]
+        keep = _without(now, fraction if turn else 0.0, bound)
         net = _smaller(_architecture(now.data, now.hyper), keep)
         c = net.num_filters
         hyper = dataclasses.replace(
