@@ -251,6 +251,9 @@ BAD = [
     (("fit", "eight_schools", "--engine", "svi", "--learning-rate", "-1"), "learning_rate is -1"),
     (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
     (("fit", "eight_schools", "--drop", "x"), "--drop is for your own files"),
+    (("fit", "eight_schools", "--group", "x"), "knows no groups; leave out --group, or choose a method that does"),
+    (("fit", "hierarchical_regression", "--data", "radon", "--group", "x"), "--group is for your own files"),
+    (("data", "show", "mine.csv", "--target", "response", "--group", "grup"), "group column 'grup' is unknown"),
     (("fit", "--resume", "nowhere"), "no interrupted fit"),
     (("fit", "eight_schools", "--resume", "nowhere"), "leave out name"),
     (("report", "nowhere"), "nowhere"),
@@ -652,6 +655,25 @@ def test_missing_entries_are_imputed_on_request(table: Path) -> None:
     assert predicted.exit_code == 0, predicted.stderr
     spread = pd.read_csv("new.csv")["sd"]
     assert spread[frame["dose"].isna()].mean() > 2 * spread[frame["dose"].notna()].mean()
+
+
+def test_groups_from_the_table_to_predictions(table: Path) -> None:
+    frame = pd.read_csv(table).assign(clinic=["a", "b", "c", "d"] * 15)
+    frame.to_csv("groups.csv", index=False)
+    args = ("--data", "groups.csv", "--target", "response", "--group", "clinic")
+    shown = run("data", "show", "groups.csv", *args[2:])
+    assert "4 values of clinic in training" in shown.stdout
+    quick = ("--engine", "svi", "--steps", "50", "--no-compile", "--no-report", "--out", "p")
+    done = run("fit", "hierarchical_regression", *args, *quick)
+    assert done.exit_code == 0, done.stderr
+    assert "--group clinic" in zoo.load("p").info["command"]
+    frame.assign(clinic=["a", "z"] * 30).to_csv("new.csv", index=False)
+    predicted = run("predict", "p", "--data", "new.csv", "--out", "predictions.csv")
+    assert predicted.exit_code == 0, predicted.stderr
+    assert "note: 30 of 60 rows belong to groups that training did not have: 'z'" in predicted.stderr
+    assert len(pd.read_csv("predictions.csv")) == 60
+    frame.drop(columns="clinic").to_csv("none.csv", index=False)
+    assert "the column 'clinic' is missing" in fails("predict", "p", "--data", "none.csv")
 
 
 def test_predict_bundled_images() -> None:

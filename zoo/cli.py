@@ -216,6 +216,23 @@ _Missing = Annotated[
     _MissingEntries,
     typer.Option(help="What to do with missing entries of features: `keep` is for methods that impute."),
 ]
+
+
+class _Task(StrEnum):
+    classification = "classification"
+    regression = "regression"
+
+
+_TaskOf = Annotated[
+    _Task | None,
+    typer.Option(help="What your own file is for. Default: few distinct integers and text are classes."),
+]
+_GroupOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="Column of your own file that says the group of a row, for methods that know groups."
+    ),
+]
 _Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
@@ -262,6 +279,8 @@ def show(
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
+    group: _GroupOf = None,
+    task: _TaskOf = None,
     engine: Annotated[_Engine | None, typer.Option(help="Engine to measure. Default: the method's first.")] = None,
     hyper: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
@@ -322,27 +341,22 @@ def show(
         for claim in claims:
             _add(table, claim["statement"], claim["published"], claim["source"])
         shown.append(table)
-    if data or target or drop or engine or hyper:
-        dataset = _own_data(ctx.obj, method, data, target, drop or [], missing)
+    if data or target or drop or group or engine or hyper:
+        own = _Own(target=target, drop=drop or (), missing=missing.value, group=group, task=_value(task))
+        dataset = _own_data(ctx.obj, method, data, own)
         values["cost"], table = _cost(ctx.obj, method, dataset, _pairs(hyper or []), engine)
         shown.append(table)
     ctx.obj.result(values, *shown)
 
 
-def _own_data(
-    say: Say,
-    method: Method[Any] | Diagnostic[Any],
-    data: str | None,
-    target: str | None,
-    drop: Sequence[str],
-    missing: str,
-) -> Dataset:
+def _own_data(say: Say, method: Method[Any] | Diagnostic[Any], data: str | None, own: _Own) -> Dataset:
     from zoo.types import Diagnostic
 
     if isinstance(method, Diagnostic):
         raise PairError(f"'{method.name}' is a diagnostic of fitted posteriors; leave out --data")
+    own.check(method)
     with _warnings(say):
-        return _dataset(data or method.default_data, target, drop, missing)
+        return _dataset(data or method.default_data, own)
 
 
 def _cost(
@@ -433,12 +447,15 @@ def data_show(
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
+    group: _GroupOf = None,
+    task: _TaskOf = None,
 ) -> None:
     """Show a data set as a method would see it: splits, columns, units, source and licence."""
     from zoo.reports.page import split_sizes
 
     with _warnings(ctx.obj):
-        data = _dataset(name, target, drop or [], missing)
+        own = _Own(target=target, drop=drop or (), missing=missing.value, group=group, task=_value(task))
+        data = _dataset(name, own)
     sizes = split_sizes(data)
     values: dict[str, Any] = {
         "name": data.name,
@@ -471,6 +488,12 @@ def data_show(
         values["missing"] = {c.name: n for c, n in zip(data.columns, gone.sum(0).tolist(), strict=True) if n}
         lacking = ", ".join(f"{name} ({n:,})" for name, n in values["missing"].items())
         _add(facts, "missing", f"{int(gone.sum()):,} entries of the training rows: {lacking}")
+    if "group" in data.extra:
+        values["groups"] = list(data.coords["group"])
+        batches = [b for b in (data.validation, data.test) if b is not None and "new_group" in b]
+        others = sum(int((b["new_group"] >= 0).sum()) for b in batches)
+        rest = f"; {others:,} rows of validation and test belong to others" if others else ""
+        _add(facts, "groups", f"{len(values['groups']):,} values of {data.extra['group']} in training{rest}")
     if 0 < len(data.columns) <= 100:
         columns = _table("column", "mean", "scale", title="Features: (value - mean) / scale", right=(1, 2))
         for c in data.columns:
@@ -513,6 +536,8 @@ def fit(
     target: Annotated[str | None, typer.Option(help="Column to predict, for your own file.")] = None,
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
+    group: _GroupOf = None,
+    task: _TaskOf = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
     ] = None,
@@ -570,8 +595,10 @@ def fit(
             "target": target,
             "drop": drop or [],
             "missing": missing.value,
+            "group": group,
+            "task": _value(task),
             "hyper": _pairs(hyper or []),
-            "engine": None if engine is None else engine.value,
+            "engine": _value(engine),
             "steps": steps,
             "seed": seed,
             "learning_rate": learning_rate,
@@ -584,7 +611,7 @@ def fit(
             "checkpoint_every": checkpoint_every,
             "checkpoint_keep": checkpoint_keep,
             "device": device,
-            "dtype": None if dtype is None else dtype.value,
+            "dtype": _value(dtype),
             "compile": not no_compile,
             "report": report,
             "command": _command(ctx),
@@ -628,9 +655,10 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
                 f"--{option.replace('_', '-')} does not apply to the engine '{engine}'; leave it out or choose --engine"
             )
     hyper = hyper_from_json(method.hyper, settings["hyper"])
+    own = _Own(**{field.name: settings[field.name] for field in dataclasses.fields(_Own) if field.name in settings})
+    own.check(method)
     with _warnings(say):
-        own = (settings["target"], settings.get("drop", ()), settings.get("missing", "refuse"))
-        dataset = _dataset(settings["data"] or method.default_data, *own)
+        dataset = _dataset(settings["data"] or method.default_data, own)
     checkpoint = settings["checkpoint"]
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings.get(k) is not None}
     begun = resume and bool(outputs.checkpoints(folder))
@@ -1241,33 +1269,72 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _dataset(name: str, target: str | None = None, drop: Sequence[str] = (), missing: str = "refuse") -> Dataset:
+def _value(choice: StrEnum | None) -> str | None:
+    return None if choice is None else choice.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Own:
+    """How the user's own file is read; see :func:`zoo.datasets.read`.
+
+    Args:
+        target: Column to predict.
+        drop: Columns to leave out.
+        missing: ``refuse`` or ``keep``.
+        group: Column that says the group of a row.
+        task: ``classification`` or ``regression``; ``None`` infers it.
+    """
+
+    target: str | None = None
+    drop: Sequence[str] = ()
+    missing: str = "refuse"
+    group: str | None = None
+    task: str | None = None
+
+    def check(self, method: Method[Any]) -> None:
+        """Refuse a group that the method would not look at.
+
+        Args:
+            method: What is to be fitted.
+
+        Raises:
+            DataError: If the method knows no groups.
+        """
+        if self.group is not None and not method.groups:
+            able = ", ".join(n for n in registry.names() if getattr(registry.get(n), "groups", False))
+            raise DataError(f"{method.name} knows no groups; leave out --group, or choose a method that does: {able}")
+
+
+def _dataset(name: str, own: _Own | None = None) -> Dataset:
     """Load a bundled data set by name, or read the user's own file.
 
     Args:
         name: Name or path; what exists as a file or looks like a path is one.
-        target: Column to predict.
-        drop: Columns to leave out.
-        missing: ``refuse`` or ``keep``.
+        own: How to read a file.
 
     Returns:
         The data set.
 
     Raises:
-        DataError: If a target is given for a bundled data set, or the file does not exist.
+        DataError: If an option for files is given for a bundled data set, or the file does not exist.
     """
     from zoo import datasets
+
+    own = own or _Own()
 
     if name not in datasets.names() and (Path(name).exists() or Path(name).suffix or os.sep in name):
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
-        return datasets.read(name, target=target, drop=drop, missing=str(missing))
+        return datasets.read(
+            name, target=own.target, drop=own.drop, missing=own.missing, group=own.group, task=own.task
+        )
     data = datasets.load(name)
-    own = "none" if data.target is None else data.target.name
-    if target is not None and target != own:
-        raise DataError(f"data set '{name}' has the target '{own}'; --target is for your own files")
-    if drop:
-        raise DataError(f"data set '{name}' is taken as it is; --drop is for your own files")
+    target = "none" if data.target is None else data.target.name
+    if own.target is not None and own.target != target:
+        raise DataError(f"data set '{name}' has the target '{target}'; --target is for your own files")
+    for option in ("drop", "group", "task"):
+        if getattr(own, option):
+            raise DataError(f"data set '{name}' is taken as it is; --{option} is for your own files")
     return data
 
 

@@ -359,6 +359,7 @@ class Method(Generic[H]):
         hyper: Frozen dataclass, every field with a default, JSON round trip.
         other_tasks: Further tasks whose data it takes.
         imputes: Whether its pair draws missing entries of ``x``, marked by ``x_missing`` in the batch, as latents.
+        groups: Whether its pair reads the ``group`` of a row.
         sites: For given hyper-parameters, each latent site and the plates around it, outermost first.
         smoke: Small hyper-parameters, for tests.
         default_data: Bundled data set on which the method is fitted when none is named.
@@ -388,6 +389,7 @@ class Method(Generic[H]):
     engines: tuple[str, ...] = ("svi",)
     other_tasks: tuple[str, ...] = ()
     imputes: bool = False
+    groups: bool = False
     claims: tuple[Claim, ...] = ()
     recipe: Recipe = Recipe()
     summary: Callable[[Posterior], Mapping[str, Any]] | None = None

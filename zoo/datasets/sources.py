@@ -191,6 +191,20 @@ def _mnist(*, validation: float = 1_000, seed: int = 0) -> Dataset:
     return read(_FOLDER / "mnist.npz", "y", task="classification", validation=validation, seed=seed)
 
 
+def _radon(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
+    from zoo.datasets.tables import read
+
+    return read(
+        _FOLDER / "radon.csv.gz",
+        "log_radon",
+        group="county",
+        task="regression",
+        validation=validation,
+        test=test,
+        seed=seed,
+    )
+
+
 def _wine(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     return _sklearn("load_wine", "cultivar", validation=validation, test=test, seed=seed)
 
@@ -320,6 +334,20 @@ _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
             "drawn from the official training set.",
         ),
         _mnist,
+    ),
+    (
+        Entry(
+            name="radon",
+            task="regression",
+            rows=919,
+            columns=2,
+            source="Price, Nero, Gelman (1996), Bayesian prediction of mean indoor radon concentrations for Minnesota "
+            "counties, Health Physics 71, 922-936; the table as in the R package HLMdiag, from Rdatasets",
+            licence="measurements of a survey of the U.S. Environmental Protection Agency (published facts)",
+            description="Radon in homes of 85 counties of Minnesota, in log pCi/L: floor of the measurement, uranium "
+            "in the county's soil.",
+        ),
+        _radon,
     ),
     (
         Entry(

@@ -42,6 +42,7 @@ def read(
     task: str | None = None,
     drop: Sequence[str] = (),
     missing: str = "refuse",
+    group: str | None = None,
 ) -> Dataset:
     r"""Read the user's own data into a data set.
 
@@ -71,6 +72,10 @@ def read(
         missing: ``refuse``, or ``keep`` for methods that impute: a missing entry of a feature is encoded as 0, which is
             the mean of the observed ones, and where any is missing every batch has ``x_missing`` (bool, ``(rows,
             features)``). The target is never imputed.
+        group: Column that says to which group (a clinic, a county) a row belongs, for methods that know groups. It is
+            no feature: every batch has ``group`` (int64, ``(rows,)``), codes of the sorted labels of the training rows,
+            which are ``coords["group"]``; ``extra["group"]`` is the column's name. Where rows are of other groups, the
+            batch also has ``new_group`` (int64, ``(rows,)``), which counts those from 0 and is -1 for the other rows.
 
     Returns:
         The data set.
@@ -78,7 +83,7 @@ def read(
     Raises:
         DataError: If the file cannot be read as its name says, a value is missing or not finite, the target does not
             suit the task, or too little is left to learn from.
-        UnknownNameError: If the target, a dropped column or the task is unknown.
+        UnknownNameError: If the target, a dropped column, the group's column or the task is unknown.
     """
     raw = open_table(source)
     if task is not None and task not in _TASKS:
@@ -91,6 +96,8 @@ def read(
         raise UnknownNameError(f"missing is '{missing}'{suggest(missing, _MISSING)}")
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
     target = _target_name(raw, target)
+    members = None if group is None else _group_labels(raw, group, target)
+    raw = raw if group is None else replace(raw, frame=raw.frame.drop(columns=group))
     if missing == "keep":
         _refuse_missing(raw.frame[[target]])
     _refuse_missing(raw.frame, keep=missing == "keep", hint=", or keep them (missing='keep') for a method that imputes")
@@ -121,6 +128,12 @@ def read(
         coords["class"] = column.categories
     batches = {part: _batch(x, y, parts == part) for part in (TRAIN, VALIDATION, TEST)}
     dims: dict[str, tuple[str, ...]] = {"x": ("datum", "feature"), "y": ("datum",)}
+    if members is not None:
+        coords["group"] = _group_names(str(group), members[parts == TRAIN])
+        extra["group"] = str(group)
+        dims["group"] = ("datum",)
+        for part, batch in batches.items():
+            batch |= _encode_groups(members[parts == part], coords["group"])[0]
     if gone.any():
         dims["x_missing"] = dims["x"]
         for part, batch in batches.items():
@@ -142,6 +155,8 @@ def read(
 
 def encode(dataset: Dataset, table: Table | Raw) -> Batch:
     """Encode new rows as the training rows of a data set were, for prediction.
+
+    Rows of groups that training did not have are welcome: they get ``new_group`` as in :func:`read`, and a warning.
 
     Args:
         dataset: Data set made by :func:`read` or :func:`load` from a table or images.
@@ -178,6 +193,8 @@ def encode(dataset: Dataset, table: Table | Raw) -> Batch:
     batch = {"x": _tensor(x), "index": torch.arange(len(x))}
     if "x_missing" in dataset.train:
         batch["x_missing"] = torch.as_tensor(gone)
+    if "group" in dataset.extra:
+        batch |= _new_groups(dataset, raw)
     if dataset.target is not None and dataset.target.name in raw.frame and raw.frame[dataset.target.name].notna().any():
         series = raw.frame[dataset.target.name]
         _refuse_missing(raw.frame[[dataset.target.name]])
@@ -245,6 +262,53 @@ def _standardise_target(y: NDArray[Any], column: Column, parts: NDArray[np.int8]
         )
     standard, mean, scale = _standardise(y, train, f"target '{column.name}'")
     return standard, replace(column, mean=mean, scale=scale)
+
+
+# ----------------------------------------------------------------------------------------------------- groups
+def _group_labels(raw: Raw, group: str, target: str) -> NDArray[Any]:
+    if group not in raw.frame:
+        raise UnknownNameError(f"group column '{group}' is unknown{_choices(group, list(raw.frame.columns))}")
+    if group == target:
+        raise DataError(f"column '{group}' is the target; name another one as the group")
+    _refuse_missing(raw.frame[[group]])
+    return _label_text(raw.frame[group])
+
+
+def _group_names(group: str, members: NDArray[Any]) -> tuple[str, ...]:
+    labels = sorted(set(members))
+    if len(labels) < 2 or len(labels) == len(members):
+        found = "one value only" if len(labels) < 2 else f"a different value in each of its {len(members)} rows"
+        raise DataError(f"column '{group}' has {found} in training; groups need two values or more, and rows in common")
+    return tuple(sorted(labels, key=float) if all(map(_is_number, labels)) else labels)
+
+
+def _encode_groups(members: NDArray[Any], names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the entries of a batch, and the labels that training did not have."""
+    known = {label: code for code, label in enumerate(names)}
+    others = list(dict.fromkeys(label for label in members if label not in known))
+    number = {label: code for code, label in enumerate(others)}
+    found = {"group": torch.tensor([known.get(label, 0) for label in members], dtype=torch.int64)}
+    if others:
+        found["new_group"] = torch.tensor([number.get(label, -1) for label in members], dtype=torch.int64)
+    return found, others
+
+
+def _new_groups(dataset: Dataset, raw: Raw) -> dict[str, Tensor]:
+    group = str(dataset.extra["group"])
+    if group not in raw.frame:
+        raise UnknownNameError(f"the column '{group}' is missing, which says the group of a row"
+                               f"{suggest(group, list(raw.frame.columns))}")  # fmt: skip
+    _refuse_missing(raw.frame[[group]])
+    found, others = _encode_groups(_label_text(raw.frame[group]), dataset.coords["group"])
+    if others:
+        rows = int((found["new_group"] >= 0).sum())
+        shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
+        warnings.warn(
+            f"{rows} of {len(found['group'])} rows belong to groups that training did not have: {shown}; what is "
+            "special about these is drawn from the population of groups",
+            stacklevel=3,
+        )
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- features
