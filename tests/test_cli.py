@@ -560,8 +560,10 @@ def test_a_fit_killed_before_its_first_checkpoint_begins_anew() -> None:
 
 
 def test_finished_chains_are_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.inference import nuts
     from zoo.inference.checkpoint import Chains
 
+    monkeypatch.setattr(nuts, "_cores", lambda: 1)  # no processes, which would have to import everything
     args = ("fit", "eight_schools", "--tune", "20", "--draws", "20", "--chains", "2", "--no-report", "--no-compile")
     assert run(*args, "--out", "whole").exit_code == 0
     save, saved = Chains.save, []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import DataError
-from zoo.outputs import SETTINGS, foreign, ours, whole
+from zoo.outputs import SETTINGS, foreign, ours, recover, whole
 
 OURS = {
     "posterior.json": '{\n "format": "pyro-zoo posterior"}',
@@ -216,3 +216,20 @@ def test_what_cannot_be_moved_back_is_kept_aside(tmp_path: Path, monkeypatch: py
         write(stage, OURS, "new")
         monkeypatch.setattr(Path, "rename", failing)
     assert {p.name: p.read_text() for p in folder.rglob("spent/*")} == OURS
+
+
+@pytest.mark.parametrize("aside", ["old", "spent"])
+def test_what_a_killed_process_had_set_aside_comes_back(tmp_path: Path, aside: str) -> None:
+    folder = tmp_path / "o"
+    write(folder, THEIRS | {"report.html": OURS["report.html"] + "half"})
+    write(folder, {f".0123abcd.part/{aside}/{name}": text for name, text in OURS.items()})
+    write(tmp_path, {".o.0123abcd.part/new/report.html": "half", ".o.mine.part": "mine"})
+    recover(folder)
+    assert contents(folder) == THEIRS | OURS
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".o.mine.part", "o"]
+
+
+def test_what_a_killed_process_had_set_aside_goes_when_it_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "o", {SETTINGS: "{}", ".0123abcd.part/old/posterior.json": OURS["posterior.json"]})
+    recover(tmp_path / "o")
+    assert contents(tmp_path / "o") == {SETTINGS: "{}"}

@@ -1412,6 +1412,7 @@ def _free(path: Path) -> Path:
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out '{folder}' is a file; name a folder")
+    outputs.recover(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     mine = {path.name for path in outputs.ours(folder)}
@@ -1427,6 +1428,7 @@ def _refuse_existing(folder: Path, overwrite: bool) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / outputs.SETTINGS
+    outputs.recover(folder)
     if (folder / "posterior.json").exists():
         raise DataError(f"the fit in '{folder}' is finished; `zoo report {folder}` writes its report")
     if not path.is_file():

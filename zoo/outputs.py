@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shlex
@@ -12,13 +13,19 @@ from pathlib import Path
 
 from zoo.errors import DataError
 
-__all__ = ["BEST", "CHAIN_MARK", "SETTINGS", "STATE_MARK", "checkpoints", "foreign", "ours", "whole"]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["BEST", "CHAIN_MARK", "SETTINGS", "STATE_MARK", "checkpoints", "foreign", "ours", "recover", "whole"]
 
 SETTINGS = "fit.json"  # beside checkpoints: what `--resume` goes on with
 BEST = "best-checkpoint.safetensors"
 STATE_MARK, CHAIN_MARK = "pyro-zoo state", "pyro-zoo chain"
 _CHECKPOINTS = ("checkpoint-*.safetensors", BEST, "chain-*.safetensors")
 _HEAD = 2**20
+_PART = f"{8 * '[0-9a-f]'}.part"  # of a scratch folder's name
 # What each file of the zoo says of itself near its beginning.
 _MARKS = {
     "posterior.json": b'"pyro-zoo posterior"',
@@ -76,6 +83,32 @@ def foreign(folder: Path) -> list[Path]:
     return [p for p in (folder / name for name in (*_MARKS, _TENSORS)) if os.path.lexists(p) and p not in mine]
 
 
+def recover(folder: Path) -> None:
+    """Undo what a killed process left half done: what it had set aside comes back, and its scratch folders go.
+
+    Args:
+        folder: Where it wrote; need not exist.
+
+    Raises:
+        DataError: If the process is alive, or a file cannot be moved.
+    """
+    named, folder = folder, folder.resolve()
+    unfinished = not any((folder / name).exists() for name in ("posterior.json", SETTINGS))
+    try:
+        for scratch in [*folder.glob(f".{_PART}"), *folder.parent.glob(f".{glob.escape(folder.name)}.{_PART}")]:
+            try:
+                lock = _lock(scratch)
+            except BlockingIOError as error:
+                raise DataError(f"another process is writing to '{named}'; wait for it, or end it") from error
+            if unfinished and scratch.parent == folder:
+                for aside in (scratch / "old", scratch / "spent"):
+                    _move(_files(aside), aside, folder)
+            os.close(lock)
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise DataError(_unwritable(named, error)) from error
+
+
 @contextmanager
 def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     """Yield a folder aside whose files come into place together when the block ends well, and vanish otherwise.
@@ -97,7 +130,7 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     named, folder = folder, folder.resolve()
     _refuse_foreign(folder, named, checkpointed=keep and not resume)
     made: list[Path] = []
-    scratch = folder
+    scratch, lock = folder, -1
     done = resumable = False
     try:
         try:
@@ -109,6 +142,7 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
             scratch = folder / f".{mark}" if folder.exists() else folder.with_name(f".{folder.name}.{mark}")
             new, old, spent = (scratch / name for name in ("new", "old", "spent"))
             new.mkdir(parents=True)
+            lock = _lock(scratch)
             if keep and not resume:
                 _move(ours(folder), folder, old)
         except OSError as error:
@@ -123,7 +157,7 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
             done = True
         except OSError as error:
             raise DataError(_unwritable(named, error)) from error
-        _clear(folder, [path.name for path in spent.glob("restart-*")], resume)
+        _clear(folder, [path.name for path in spent.glob("restart-*")])
     except BaseException as stop:
         resumable = keep and (resume or bool(checkpoints(folder)))
         if not done and keep and not resume and not resumable and (scratch / "old").exists():
@@ -135,6 +169,8 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
         raise
     finally:
         # What could not be moved back stays aside rather than being lost.
+        if lock >= 0:
+            os.close(lock)
         stranded = [] if done or resumable else [*_files(scratch / "old"), *_files(scratch / "spent")]
         if scratch != folder and not stranded:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -143,7 +179,7 @@ def whole(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
                 path.rmdir()
 
 
-def _clear(folder: Path, restarts: Iterable[str], resume: bool) -> None:
+def _clear(folder: Path, restarts: Iterable[str]) -> None:
     """Remove what only an unfinished fit needs; what cannot be removed stays."""
     done = checkpoints(folder)
     for path in done:
@@ -152,9 +188,18 @@ def _clear(folder: Path, restarts: Iterable[str], resume: bool) -> None:
     for name in {*restarts, *(path.parent.name for path in done if path.parent != folder)}:
         with suppress(OSError):  # not empty
             (folder / name).rmdir()
-    if resume:
-        for path in folder.glob(".????????.part"):  # of processes that were killed
-            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(scratch: Path) -> int:
+    """Return a handle that tells other processes that this one is alive, until it is closed or the process ends."""
+    handle = os.open(scratch / "lock", os.O_CREAT | os.O_RDWR)
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise
+    return handle
 
 
 def _swap(folder: Path, new: Path, spent: Path, keep: bool) -> None:
