@@ -249,6 +249,12 @@ def _complete_data(incomplete: str) -> list[tuple[str, str]]:
     return [(e.name, e.description) for e in catalogue() if e.name.startswith(incomplete)]
 
 
+def _complete_references(incomplete: str) -> list[str]:
+    from zoo.references import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 def _complete_tasks(incomplete: str) -> list[str]:
     from zoo import tasks
 
@@ -1201,6 +1207,63 @@ def diagnostics(
         raise typer.Exit(1)
 
 
+@app.command(epilog=_EPILOG)
+def references(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Posteriors of posteriordb. Default: all that are bundled.",
+            metavar="[NAME]...",
+            show_default=False,
+            autocompletion=_complete_references,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json, references.json and references.md.")] = Path(
+        "references"
+    ),
+    draws: Annotated[int, typer.Option(min=4, help="Kept draws of each of four chains of NUTS.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of a guide.")] = 20_000,
+    seeds: Annotated[int, typer.Option(min=0, help="Fits of each guide; 0 for NUTS alone.")] = 3,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Run eagerly.")] = False,
+    docs: Annotated[bool, typer.Option("--docs", help="Also write docs/references.md of a source checkout.")] = False,
+) -> None:
+    """Run NUTS and guides on posteriors whose moments are known. Finished runs are kept, so it can be interrupted."""
+    from zoo.references import measure
+    from zoo.references.results import Settings
+    from zoo.reports.files import write_texts
+
+    say: Say = ctx.obj
+    pages = {out / "references.md"}
+    if docs:
+        folder = Path(__file__).parent.parent / "docs"
+        if not folder.is_dir():
+            raise DataError(f"--docs needs a source checkout; there is no folder '{folder}'")
+        pages.add(folder / "references.md")
+    settings = Settings(draws=draws, steps=steps, guide_seeds=seeds)
+    with _warnings(say):
+        found = measure.measure(
+            names=names, settings=settings, out=out, compile=not no_compile, progress=say.note
+        )  # fmt: skip
+    text = found.to_markdown(_command(ctx))
+    write_texts(dict.fromkeys(pages, text))
+    table = _table("posterior", "largest difference", "least ESS", "guides off", "of them 'usable'", right=(1, 2, 3, 4))
+    for m in found.measured:
+        off = [g for g in m.guides if g.off]
+        _add(
+            table,
+            m.name,
+            f"{max(m.chains.z):.2f} errors",
+            f"{m.chains.min_ess:,.0f}",
+            f"{len(off)} of {len(m.guides)}",
+            str(sum(g.verdict == "usable" for g in off)),
+        )
+    shown = [table, *(f"page: {path}" for path in sorted(pages)), f"numbers: {out / 'references.json'}"]
+    say.result(found.to_json(), *shown, bare="as it should be" if found.agrees else "not as it should be")
+    if not found.agrees:
+        raise typer.Exit(1)
+
+
 # --------------------------------------------------------------------------------------------------------- authors
 @app.command(epilog=_EPILOG)
 def new(
@@ -1382,7 +1445,7 @@ def _command(ctx: typer.Context) -> str:
             continue
         value = ctx.params[key]
         if param.param_type_name == "argument":
-            words.append(str(value))
+            words += map(str, value if isinstance(value, list) else [value])
             continue
         flag = max([*param.opts, *param.secondary_opts], key=len)
         if isinstance(value, bool):

@@ -171,7 +171,13 @@ def _same(a: Any, b: Tensor) -> bool:
 def _trace(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], *, observed: bool = True) -> Any:
     """Trace the model with its latents at ``draw``; unless ``observed``, data are sampled anew."""
     free = model if observed else Replicate()(model)
-    return poutine.trace(poutine.condition(free, data=dict(draw))).get_trace(batch)
+    trace = poutine.trace(poutine.condition(free, data=dict(draw))).get_trace(batch)
+    if not observed:
+        for name, node in trace.nodes.items():
+            # Such a density draws stand-ins, so that a model runs at all; data simulated from them mean nothing.
+            if node["type"] == "sample" and name not in draw and getattr(_base(node["fn"]), "improper", False):
+                raise NotImplementedError(f"that of '{name}' is improper")
+    return trace
 
 
 def _nesting(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor]) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,32 +23,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from zoo.errors import DataError
+from zoo.references.built import Built, Data, vector
+from zoo.references.predators import lotka_volterra
 from zoo.references.priors import Flat, Within
 from zoo.types import Batch
 
-__all__ = ["MODELS", "Built", "predator_and_prey"]
-
-Data: TypeAlias = Mapping[str, Any]
-_STEPS = 5  # of the solver, a year
-
-
-class Built(NamedTuple):
-    """A model on its data.
-
-    Args:
-        model: Pyro model of one batch.
-        batch: The data, in float64.
-        parameters: Latents by site, ``(*sample, ...)`` -> the Stan program's parameters, ``(*sample, ...)``.
-    """
-
-    model: Callable[[Batch], Any]
-    batch: dict[str, Tensor]
-    parameters: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
-
-
-def _vector(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+__all__ = ["MODELS"]
 
 
 def _regression(
@@ -96,9 +76,9 @@ def blr(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    columns = list(_vector(data["X"]).unbind(-1))
+    columns = list(vector(data["X"]).unbind(-1))
     return _regression(
-        _vector(data["y"]), columns, lambda: dist.Normal(0.0, 10.0), lambda: dist.HalfNormal(10.0), intercept=False
+        vector(data["y"]), columns, lambda: dist.Normal(0.0, 10.0), lambda: dist.HalfNormal(10.0), intercept=False
     )
 
 
@@ -114,9 +94,9 @@ def kidscore_interaction(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    school, score = _vector(data["mom_hs"]), _vector(data["mom_iq"])
+    school, score = vector(data["mom_hs"]), vector(data["mom_iq"])
     columns = [school, score, school * score]
-    return _regression(_vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
+    return _regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
 
 
 def kidscore_momhsiq(data: Data) -> Built:
@@ -131,8 +111,8 @@ def kidscore_momhsiq(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    columns = [_vector(data["mom_hs"]), _vector(data["mom_iq"])]
-    return _regression(_vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
+    columns = [vector(data["mom_hs"]), vector(data["mom_iq"])]
+    return _regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
 
 
 def logearn_interaction(data: Data) -> Built:
@@ -147,8 +127,8 @@ def logearn_interaction(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    height, male = _vector(data["height"]), _vector(data["male"])
-    return _regression(_vector(data["earn"]).log(), [height, male, height * male], Flat, _positive)
+    height, male = vector(data["height"]), vector(data["male"])
+    return _regression(vector(data["earn"]).log(), [height, male, height * male], Flat, _positive)
 
 
 def logmesquite_logvas(data: Data) -> Built:
@@ -166,16 +146,16 @@ def logmesquite_logvas(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    a, b, c = (_vector(data[name]) for name in ("diam1", "diam2", "canopy_height"))
+    a, b, c = (vector(data[name]) for name in ("diam1", "diam2", "canopy_height"))
     columns = [
         (a * b * c).log(),
         (a * b).log(),
         (a / b).log(),
-        _vector(data["total_height"]).log(),
-        _vector(data["density"]).log(),
-        _vector(data["group"]),
+        vector(data["total_height"]).log(),
+        vector(data["density"]).log(),
+        vector(data["group"]),
     ]
-    return _regression(_vector(data["weight"]).log(), columns, Flat, _positive)
+    return _regression(vector(data["weight"]).log(), columns, Flat, _positive)
 
 
 def nes(data: Data) -> Built:
@@ -191,11 +171,11 @@ def nes(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    age = _vector(data["age_discrete"])
-    columns = [_vector(data[name]) for name in ("real_ideo", "race_adj")]
+    age = vector(data["age_discrete"])
+    columns = [vector(data[name]) for name in ("real_ideo", "race_adj")]
     columns += [(age == k).to(age.dtype) for k in (2, 3, 4)]
-    columns += [_vector(data[name]) for name in ("educ1", "gender", "income")]
-    return _regression(_vector(data["partyid7"]), columns, Flat, _positive)
+    columns += [vector(data[name]) for name in ("educ1", "gender", "income")]
+    return _regression(vector(data["partyid7"]), columns, Flat, _positive)
 
 
 def kilpisjarvi(data: Data) -> Built:
@@ -210,7 +190,7 @@ def kilpisjarvi(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    x, y = _vector(data["x"]), _vector(data["y"])
+    x, y = vector(data["x"]), vector(data["y"])
     location, slope = (data["pmualpha"], data["psalpha"]), (data["pmubeta"], data["psbeta"])
 
     def model(batch: Batch) -> None:
@@ -237,7 +217,7 @@ def eight_schools_noncentered(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    y, sigma = _vector(data["y"]), _vector(data["sigma"])
+    y, sigma = vector(data["y"]), vector(data["sigma"])
 
     def model(batch: Batch) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -267,7 +247,7 @@ def low_dim_gauss_mix(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    y = _vector(data["y"])
+    y = vector(data["y"])
 
     def model(batch: Batch) -> None:
         normal = dist.Normal(0.0, 2.0).expand([2]).to_event(1)
@@ -294,7 +274,7 @@ def arK(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    order, y = int(data["K"]), _vector(data["y"])
+    order, y = int(data["K"]), vector(data["y"])
     # Row t of the design holds y[t - 1], ..., y[t - K].
     x = y.unfold(0, order, 1)[:-1].flip(-1).contiguous()
     num_data = len(x)
@@ -326,7 +306,7 @@ def garch11(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    y = _vector(data["y"])
+    y = vector(data["y"])
     first = float(data["sigma1"]) ** 2
 
     def model(batch: Batch) -> None:
@@ -381,7 +361,7 @@ def hmm_example(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    y = _vector(data["y"])
+    y = vector(data["y"])
     states, time = int(data["K"]), len(y)
 
     def model(batch: Batch) -> None:
@@ -414,7 +394,7 @@ def gp_regr(data: Data) -> Built:
     Returns:
         The model on these data.
     """
-    x, y = _vector(data["x"]), _vector(data["y"])
+    x, y = vector(data["x"]), vector(data["y"])
 
     def model(batch: Batch) -> None:
         rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))
@@ -427,78 +407,6 @@ def gp_regr(data: Data) -> Built:
         pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(batch["x"]), scale_tril=root), obs=batch.get("y"))
 
     return Built(model, {"x": x, "y": y})
-
-
-def lotka_volterra(data: Data) -> Built:
-    r"""``lotka_volterra``: pelts of hares and lynxes, :math:`z = (u, v)`, from an ordinary differential equation.
-
-    .. math:: \theta_{1,3} \sim \mathrm{N}^+(1, 0.5), \quad \theta_{2,4} \sim \mathrm{N}^+(0.05, 0.05), \quad
-        \log \sigma_k \sim \mathrm{N}(-1, 1), \quad \log z_k(0) \sim \mathrm{N}(\log 10, 1)
-
-    .. math:: \dot u = (\theta_1 - \theta_2 v) u, \quad \dot v = (-\theta_3 + \theta_4 u) v, \quad
-        \log y_{tk} \sim \mathrm{N}(\log z_k(t), \sigma_k), \quad \log y_{0k} \sim \mathrm{N}(\log z_k(0), \sigma_k)
-
-    The equation is solved by :func:`predator_and_prey`; the Stan program allows its solver relative errors of
-    :math:`10^{-5}` and absolute ones of :math:`10^{-3}` a step.
-
-    Args:
-        data: What the program declares.
-
-    Returns:
-        The model on these data.
-
-    Raises:
-        DataError: If the times are not 1, 2, 3, ....
-    """
-    y, first, years = _vector(data["y"]), _vector(data["y_init"]), len(data["ts"])
-    if list(data["ts"]) != list(range(1, years + 1)):
-        raise DataError("the observations stand at other times than 1, 2, 3, ... years, between which the solver steps")
-
-    def model(batch: Batch) -> None:
-        normal = dist.Normal(torch.tensor([1.0, 0.05, 1.0, 0.05]), torch.tensor([0.5, 0.05, 0.5, 0.05])).to_event(1)
-        theta = pyro.sample("theta", Within(normal, constraints.independent(constraints.positive, 1)))
-        species = pyro.plate("species", 2, dim=-1)
-        with species:
-            z_init = pyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0))
-            sigma = pyro.sample("sigma", dist.LogNormal(-1.0, 1.0))
-            pyro.sample("y_init", dist.LogNormal(z_init.log(), sigma), obs=batch.get("y_init"))
-        z = predator_and_prey(theta, z_init, years)
-        with species, pyro.plate("year", years, dim=-2):
-            pyro.sample("y", dist.LogNormal(z.log(), sigma), obs=batch.get("y"))
-
-    return Built(model, {"y": y, "y_init": first})
-
-
-def predator_and_prey(theta: Tensor, z: Tensor, years: int, *, steps: int = _STEPS) -> Tensor:
-    r"""Solve the equation of Lotka and Volterra by the classical method of Runge and Kutta with fixed steps.
-
-    Args:
-        theta: :math:`(\alpha, \beta, \gamma, \delta)`, ``(4,)``, per year and per unit.
-        z: Prey and predators at time 0, ``(2,)``.
-        years: Number of years.
-        steps: Steps of a year.
-
-    Returns:
-        Prey and predators at times 1, 2, ..., ``(years, 2)``. With the default steps the error is below
-        :math:`10^{-4}` of their size for the parameters that the data allow.
-    """
-    linear = torch.stack([theta[0], -theta[2]])
-    mixed = torch.stack([-theta[1], theta[3]])
-    h = 1.0 / steps
-
-    def slope(z: Tensor) -> Tensor:
-        return (linear + mixed * z.flip(-1)) * z
-
-    found = []
-    for _ in range(years):
-        for _ in range(steps):
-            k1 = slope(z)
-            k2 = slope(z + 0.5 * h * k1)
-            k3 = slope(z + 0.5 * h * k2)
-            k4 = slope(z + h * k3)
-            z = z + h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4)
-        found.append(z)
-    return torch.stack(found)
 
 
 MODELS: Mapping[str, Callable[[Data], Built]] = {
