@@ -248,6 +248,7 @@ BAD = [
     (("fit", "eight_schools", "--hyper", "centred=maybe"), "expected bool"),
     (("fit", "eight_schools", "--engine", "nuts", "--steps", "9"), "--steps does not apply"),
     (("fit", "eight_schools", "--engine", "svi", "--chains", "2"), "--chains does not apply"),
+    (("fit", "eight_schools", "--engine", "nuts", "--skip-nonfinite"), "--skip-nonfinite does not apply"),
     (("fit", "eight_schools", "--engine", "svi", "--learning-rate", "-1"), "learning_rate is -1"),
     (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
     (("fit", "eight_schools", "--drop", "x"), "--drop is for your own files"),

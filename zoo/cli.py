@@ -516,7 +516,7 @@ class _Dtype(StrEnum):
     float64 = "float64"
 
 
-_SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every", "checkpoint_keep")
+_SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every", "checkpoint_keep", "skip_nonfinite")
 _NUTS_ONLY = ("chains", "tune", "draws")
 
 
@@ -556,6 +556,9 @@ def fit(
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate (svi).")] = None,
     batch_size: Annotated[int | None, typer.Option(min=0, help="Rows per step; 0 takes all (svi).")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Independent fits; the best is kept (svi).")] = 1,
+    skip_nonfinite: Annotated[
+        bool, typer.Option("--skip-nonfinite", help="Leave out steps that are not finite instead of stopping (svi).")
+    ] = False,
     chains: Annotated[int | None, typer.Option(min=1, help="Number of chains (nuts).")] = None,
     tune: Annotated[int | None, typer.Option(min=1, help="Tuning draws per chain (nuts).")] = None,
     draws: Annotated[int | None, typer.Option(min=1, help="Draws per chain after tuning (nuts).")] = None,
@@ -610,6 +613,7 @@ def fit(
             "learning_rate": learning_rate,
             "batch_size": batch_size,
             "restarts": restarts,
+            "skip_nonfinite": skip_nonfinite or None,
             "chains": chains,
             "tune": tune,
             "draws": draws,

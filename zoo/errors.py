@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 __all__ = [
     "ArtifactError",
@@ -44,7 +46,13 @@ class EngineError(ZooError, RuntimeError):
 
 
 class NonFiniteError(EngineError, ArithmeticError):
-    """A loss, gradient or log density became NaN or infinite."""
+    """A loss, gradient or log density became NaN or infinite.
+
+    Attributes:
+        params: Parameters before the step that failed, as ``zoo.fit(..., init=)`` takes them; empty if unknown.
+    """
+
+    params: Mapping[str, Any] = MappingProxyType({})
 
 
 class ArtifactError(ZooError, ValueError):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import DataError, PairError, UnknownNameError, suggest
+from zoo.errors import DataError, NonFiniteError, PairError, UnknownNameError, suggest
 from zoo.inference.checkpoint import Chains, Checkpoint
 from zoo.inference.objectives import losses_of
 from zoo.inference.posterior import Posterior
@@ -55,6 +55,7 @@ def fit(
     num_particles: int | None = None,
     restarts: int = 1,
     early_stopping: bool = False,
+    skip_nonfinite: bool = False,
     chains: int = 4,
     draws: int = 1_000,
     tune: int = 1_000,
@@ -94,6 +95,8 @@ def fit(
             its ``restarts``.
         early_stopping: (svi) Stop when the loss surely falls by less than half a nat, or a thousandth, per quarter of
             the run.
+        skip_nonfinite: (svi) Leave out an update whose loss or gradient is not finite, in place of stopping; a hundred
+            in a row stop the fit all the same.
         chains: (nuts) Number of chains.
         draws: (nuts) Draws per chain after tuning.
         tune: (nuts) Tuning draws per chain.
@@ -119,6 +122,8 @@ def fit(
     Raises:
         UnknownNameError: If method, data, engine, dtype or schedule is unknown.
         ArtifactError: If a checkpoint is damaged or of another fit; the difference is named.
+        NonFiniteError: If a loss or gradient is not finite: it names step, site and parameter, and holds the last good
+            parameters, which are also in the folder for checkpoints.
         DataError: If the data do not hold what the method's task needs, an option is out of range, or there is no
             checkpoint to resume.
         PairError: If the engine cannot run this pair.
@@ -214,7 +219,7 @@ def fit(
                     folder if restarts == 1 else folder / f"restart-{at - seed}",
                     identity
                     | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
-                    | {"early_stopping": early_stopping, "init": _digest(init)},
+                    | {"early_stopping": early_stopping, "skip_nonfinite": skip_nonfinite, "init": _digest(init)},
                     surroundings,
                     every=checkpoint_every or max(recipe.steps // 10, 1),
                     keep=checkpoint_keep,
@@ -223,7 +228,8 @@ def fit(
             fits.append(
                 _descend(
                     pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
-                    compile=compile, early_stopping=early_stopping, checkpoint=keep, resume=resume, init=init,
+                    compile=compile, early_stopping=early_stopping, skip=skip_nonfinite, checkpoint=keep,
+                    resume=resume, init=init,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -245,6 +251,7 @@ def _descend(
     device: str,
     compile: bool,
     early_stopping: bool,
+    skip: bool,
     checkpoint: Checkpoint | None,
     resume: bool,
     init: Mapping[str, Tensor] | None,
@@ -263,6 +270,7 @@ def _descend(
         device=device,
         compile=compile,
         init=init,
+        skip=skip,
     )
     _say_once(common["name"], trainer.program.reason if compile else "")
     if checkpoint is not None:
@@ -296,7 +304,20 @@ def _descend(
         if checkpoint is not None:  # so that nothing is lost, not only what came before the latest multiple
             checkpoint.save(trainer.state)
         raise
+    except NonFiniteError as error:
+        if checkpoint is None:
+            raise
+        checkpoint.save(trainer.state)
+        told = NonFiniteError(
+            f"{error}; the last good state, of step {int(trainer.state.step)}, is in '{checkpoint.folder}'"
+        )
+        told.params = error.params
+        raise told from error
     history = torch.cat(trainer.state.history) if trainer.state.history else torch.empty(0, len(trainer.losses))
+    if skip:
+        fine = torch.isfinite(history).all(1)
+        about = dict(about) | {"skipped_steps": int((~fine).sum())}
+        history = history[fine]
     info = dict(about) | {
         "seed": seed,
         "steps": int(trainer.state.step),
@@ -495,6 +516,7 @@ def _particles(pair: Pair, num: int | None) -> Pair:
 
 def _settled(losses: Tensor) -> bool:
     """Decide whether the loss has stopped falling, from the last quarter of the run and the quarter before."""
+    losses = losses[torch.isfinite(losses)]  # the others were skipped
     # Noise must not look like rest, so it is the upper bound of the improvement, two standard errors above its
     # estimate, that has to be small: below half a nat, or a thousandth of the loss. The quarters grow with the run.
     size = len(losses) // 40  # ten blocks a quarter: neighbouring losses are correlated, block means hardly

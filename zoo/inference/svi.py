@@ -29,6 +29,7 @@ __all__ = ["Trainer", "schedule_table"]
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 _MOMENTUM = 0.9
+_MOST_SKIPPED = 100  # steps in a row
 
 
 def schedule_table(recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,7 @@ class Trainer:
         device: Where everything lives.
         compile: Whether to compile; ``False`` runs eagerly.
         init: Constrained initial values of parameters by name; the others start as the pair says.
+        skip: Whether an update whose loss or gradient is not finite is left out, in place of stopping the fit.
 
     Raises:
         DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint.
@@ -96,7 +98,9 @@ class Trainer:
         device: str | torch.device = "cpu",
         compile: bool = True,
         init: Mapping[str, Tensor] | None = None,
+        skip: bool = False,
     ) -> None:
+        self.skip = skip
         if pair.guide is None:
             raise PairError("this pair has no guide, so SVI cannot fit it; use engine='nuts'")
         self.pair, self.recipe, self.dtype, self.device = pair, recipe, dtype, torch.device(device)
@@ -237,8 +241,11 @@ class Trainer:
     def _traceable_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self._step(*inputs, tracing=True)
 
-    def _step(self, *inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
+    def _step(
+        self, *inputs: Tensor, tracing: bool = False, seen: list[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, ...]:
         """One step as a pure function: state tensors and rows -> losses and the next state's tensors."""
+        # Every loss and its gradient are appended to `seen`, for the replay of a step that failed.
         k = len(self.losses)
         theta, moments, (counts, step, rate, weight, rows) = inputs[0], list(inputs[1 : k + 1]), inputs[k + 1 : k + 6]
         n = k + 6 + len(self.state.buffers)
@@ -251,13 +258,24 @@ class Trainer:
             count = counts[i]
             for _ in range(loss.steps):
                 leaves = self._leaves(theta)
+                kept = [b.clone() for b in buffers] if self.skip else []
                 with self.layout.bind(leaves, buffers, tracing=tracing):
                     value, grads = loss_and_grads(
                         loss.function, self.pair.model, self.pair.guide, self._held(leaves), batch, kl
                     )
                 gradient = torch.cat([g.reshape(-1) for g in grads])
+                if seen is not None:
+                    seen.append((value, gradient))
+                before = (theta, moments[i], count)
                 count = count + 1
                 theta, moments[i] = self._update(theta, gradient, moments[i], count, lr, loss.mask)
+                if self.skip:
+                    fine = torch.isfinite(value) & torch.isfinite(theta).all()
+                    theta, moments[i], count = (
+                        torch.where(fine, new, old) for new, old in zip((theta, moments[i], count), before, strict=True)
+                    )
+                    buffers = [torch.where(fine, new, old) for new, old in zip(buffers, kept, strict=True)]
+                    value = torch.where(fine, value, torch.full_like(value, torch.nan))
             values.append(value)
             new_counts.append(count)
         return (torch.stack(values), theta, *moments, torch.stack(new_counts), step + 1, *buffers)
@@ -308,7 +326,8 @@ class Trainer:
             Losses, ``(count, num_losses)``.
 
         Raises:
-            NonFiniteError: If a loss or parameter is not finite; the state is the last one that was.
+            NonFiniteError: If a loss or parameter is not finite; the state is the last one that was. With ``skip``: if
+                that is so for a hundred steps in a row.
             BaseException: As it came, for example ctrl-C; the state is that before the block.
         """
         before = self.state.copy()
@@ -323,14 +342,30 @@ class Trainer:
         except BaseException:
             self.state = before
             raise
-        if not bool(torch.isfinite(found).all() & torch.isfinite(s.theta).all()):
+        fine = bool(torch.isfinite(found).all() & torch.isfinite(s.theta).all())
+        if not fine and not self.skip:
             self.state = before
-            raise self._blame(count)
+            raise self._failed(count)
         s.history.append(found.cpu())
+        if not fine and not bool(torch.isfinite(torch.cat(s.history)[-_MOST_SKIPPED:, 0]).any()):
+            self.state = before
+            raise self._failed(count)
         return found
 
-    def _blame(self, count: int) -> NonFiniteError:
-        """Replay from the last good state, eagerly, and name the step and the site that went wrong."""
+    def _failed(self, count: int) -> NonFiniteError:
+        """Advance to the last good state, and return what is said of the step after it."""
+        good, error = self._blame(count)
+        if good:
+            start = self.state.copy()
+            try:
+                self.run(good)  # by the program that failed, not by the eager replay
+            except NonFiniteError:
+                self.state = start
+        error.params = self.layout.constrained(self.values)
+        return error
+
+    def _blame(self, count: int) -> tuple[int, NonFiniteError]:
+        """Replay eagerly: return the number of good steps, and what names the step, site and parameter that failed."""
         trial = self.state.copy()
         keep, self.state = self.state, trial
         try:
@@ -339,19 +374,20 @@ class Trainer:
                 for i in range(count):
                     row = rows[i] if rows is not None else self._example_rows()
                     entry = {k: v.clone() for k, v in trial.rng.items()} | {"cpu": torch.get_rng_state()}
-                    out = self._step(*self._inputs(row))
+                    seen: list[tuple[Tensor, Tensor]] = []
+                    out = self._step(*self._inputs(row), seen=seen)
                     k = len(self.losses)
                     if not bool(torch.isfinite(out[0]).all() & torch.isfinite(out[1]).all()):
                         where = self._first_bad_site(row, entry)
-                        return NonFiniteError(
-                            f"step {int(trial.step)}: loss {out[0].tolist()}: {where}; try a smaller learning_rate, "
-                            f"clip_norm, or dtype='float64'"
+                        return i, NonFiniteError(
+                            f"step {int(trial.step)}: loss {out[0].tolist()}: {where}{self._first_bad_gradient(seen)}; "
+                            f"try a smaller learning_rate, clip_norm, or dtype='float64'"
                         )
                     trial.theta, trial.moments, trial.counts = out[1], list(out[2 : k + 2]), out[k + 2]
                     trial.step, trial.buffers = out[k + 3], list(out[k + 4 :])
         finally:
             self.state = keep
-        return NonFiniteError(
+        return 0, NonFiniteError(
             f"a loss between steps {int(keep.step)} and {int(keep.step) + count} is not finite when compiled but "
             f"finite when run eagerly; use compile=False and report this pair"
         )
@@ -380,6 +416,15 @@ class Trainer:
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return f"the log density of {who} site '{name}' is not finite"
         return "no site's log density is infinite: the gradient overflowed"
+
+    def _first_bad_gradient(self, seen: list[tuple[Tensor, Tensor]]) -> str:
+        for value, gradient in seen:
+            for name, part in zip(self.layout.names, gradient.split(self.sizes), strict=True):
+                if not bool(torch.isfinite(part).all()):
+                    return f", nor is the gradient of parameter '{name}'"
+            if not bool(torch.isfinite(value)):
+                break
+        return ""
 
     # ---------------------------------------------------------------------------------------------- results
     @property

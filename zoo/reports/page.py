@@ -251,6 +251,7 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         ("batch_size", "Batch size"),
         ("learning_rate", "Learning rate"),
         ("restarts", "Restarts"),
+        ("skipped_steps", "Skipped steps, not finite"),
         ("seed", "Seed"),
         ("device", "Device"),
         ("dtype", "Precision"),
