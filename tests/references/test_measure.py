@@ -20,7 +20,7 @@ from zoo.references.measure import measure
 from zoo.references.results import GUIDES, Chains, Measured, Result, Settings, Variational
 
 SCHOOLS, PROCESS = "eight_schools-eight_schools_noncentered", "gp_pois_regr-gp_regr"
-FEW = Settings(chains=2, tune=200, draws=150, guide_seeds=1, steps=150, guide_draws=400)
+FEW = Settings(chains=1, tune=200, draws=200, guide_seeds=1, steps=150, guide_draws=400)
 
 
 def chains(*z: float) -> Chains:
