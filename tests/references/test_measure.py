@@ -26,7 +26,14 @@ FEW = Settings(chains=1, tune=200, draws=200, guide_seeds=1, steps=150, guide_dr
 def chains(*z: float) -> Chains:
     means = {f"beta[{i + 1}]": v for i, v in enumerate(z)}
     return Chains(
-        z_mean=means, z_sd={"sigma": 0.1}, draws=10, seconds=1.0, compile_seconds=2.0, min_ess=99.0, divergences=0
+        z_mean=means,
+        z_sd={"sigma": 0.1},
+        draws=10,
+        seconds=1.0,
+        cpu_seconds=3.0,
+        compile_seconds=2.0,
+        min_ess=99.0,
+        divergences=0,
     )
 
 

@@ -120,6 +120,7 @@ def _sampled(reference: Reference, settings: Settings, compile: bool) -> Chains:
 
     import zoo
 
+    began = time.process_time()
     draws = min(settings.draws, FEWER_DRAWS.get(reference.name, settings.draws))
     posterior = zoo.fit(
         zoo.Pair(reference.model),
@@ -132,6 +133,7 @@ def _sampled(reference: Reference, settings: Settings, compile: bool) -> Chains:
         compile=compile,
         name=reference.name,
     )
+    cpu_seconds = time.process_time() - began
     z_mean, z_sd, ess = {}, {}, []
     for key, x in _arrays(reference, posterior).items():
         known = reference.moments[key]
@@ -146,6 +148,7 @@ def _sampled(reference: Reference, settings: Settings, compile: bool) -> Chains:
         z_sd=z_sd,
         draws=draws,
         seconds=seconds["sample"],
+        cpu_seconds=cpu_seconds,
         compile_seconds=seconds["trace"] + seconds["compile"],
         min_ess=min(ess),
         divergences=posterior.info["divergences"],

@@ -57,7 +57,8 @@ class Chains:
         z_sd: Element -> difference of the standard deviations, likewise.
         draws: Draws of a chain.
         seconds: Of sampling, without compilation.
-        compile_seconds: Of tracing and compiling.
+        cpu_seconds: Time that this process computed, all its threads together; another process compiles.
+        compile_seconds: Of tracing and compiling; little for a library that was compiled before.
         min_ess: Least effective number of draws of a mean.
         divergences: Divergent draws.
     """
@@ -66,6 +67,7 @@ class Chains:
     z_sd: Mapping[str, float]
     draws: int
     seconds: float
+    cpu_seconds: float
     compile_seconds: float
     min_ess: float
     divergences: int
@@ -203,15 +205,16 @@ def _page(result: Result, command: str) -> str:
         f"{s.chains} chains of {s.tune:,} tuning and {s.draws:,} kept iterations (where the table says fewer, the "
         f"density is slow), seed {s.seed}, default settings. A difference between our mean or standard deviation and "
         "that of the reference draws is divided by the two Monte Carlo errors together (root of the sum of squares; "
-        "ours by ArviZ).",
+        "ours by ArviZ). Seconds of sampling and compiling are the clock's, also while other programs have the cores; "
+        "those of computing are the processor's.",
         "",
         f"Of {len(z)} means and standard deviations, **{sum(x > FEW for x in z)} differ by more than {FEW:g} errors** "
         f"(at most {MOST} are allowed when there are 168) and **{sum(x > NONE for x in z)} by more than {NONE:g}** "
         f"(none is): {'as it should be' if result.agrees else 'not as it should be'}.",
         "",
         f"| posterior | numbers | largest difference | of | beyond {FEW:g} | beyond {NONE:g} | kept | least ESS "
-        "| divergent | sampling (s) | compiling (s) |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| divergent | sampling (s) | compiling (s) | computing (s) |",
+        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for m in result.measured:
         c = m.chains
@@ -220,7 +223,7 @@ def _page(result: Result, command: str) -> str:
         lines.append(
             f"| {m.name} | {len(c.z)} | {max(c.z):.2f} | {worst} | {sum(x > FEW for x in c.z)} | "
             f"{sum(x > NONE for x in c.z)} | {s.chains} x {c.draws:,} | {c.min_ess:,.0f} | {c.divergences} | "
-            f"{c.seconds:.1f} | {c.compile_seconds:.0f} |"
+            f"{c.seconds:.1f} | {c.compile_seconds:.0f} | {c.cpu_seconds:.1f} |"
         )
     if result.fits:
         lines += _guides(result)
