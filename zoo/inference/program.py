@@ -26,6 +26,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import _DIM_ALLOCATOR
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -65,7 +66,7 @@ LOCK = threading.RLock()
 def pyro_world(
     *, dtype: torch.dtype | None = None, device: str | torch.device | None = None, validate: bool = False
 ) -> Iterator[None]:
-    """Hold the lock, and set Pyro's validation and torch's defaults, all restored on exit.
+    """Hold the lock, hide the caller's handlers and plates, and set Pyro's validation and torch's defaults until exit.
 
     Args:
         dtype: Default floating-point type inside.
@@ -76,9 +77,10 @@ def pyro_world(
         Nothing.
     """
     with LOCK:
-        before = torch.get_default_dtype()
+        before, plates = torch.get_default_dtype(), _DIM_ALLOCATOR._stack
         if dtype is not None:
             torch.set_default_dtype(dtype)
+        _DIM_ALLOCATOR._stack = []  # or the caller's plates would move those of the pair to other dimensions
         try:
             on_device = torch.device(device) if device is not None else torch.device("cpu")
             with pyro.validation_enabled(validate), poutine.block():
@@ -89,6 +91,7 @@ def pyro_world(
                         yield
         finally:
             torch.set_default_dtype(before)
+            _DIM_ALLOCATOR._stack = plates
 
 
 @contextmanager

@@ -36,6 +36,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _CHUNK_SECONDS = 0.2
 
 
+@torch.inference_mode(False)
 def fit(
     method: str | Method[Any] | Pair,
     data: str | Dataset | Batch | None = None,

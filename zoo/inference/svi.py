@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,8 +180,11 @@ class Trainer:
         )
 
     # -------------------------------------------------------------------------------------------- one step
-    def _world(self, *, validate: bool = False) -> Any:
-        return pyro_world(dtype=self.dtype, device=self.device, validate=validate)
+    @contextmanager
+    def _world(self, *, validate: bool = False) -> Iterator[None]:
+        # Gradients are taken, whatever mode the caller is in.
+        with pyro_world(dtype=self.dtype, device=self.device, validate=validate), torch.enable_grad():
+            yield
 
     def _discover(self) -> Layout:
         """Run every loss once, with validation, in the fit's own store."""
@@ -435,6 +439,7 @@ class Trainer:
 
 
 def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    value = value.clone() if value.is_inference() else value  # which no gradient may meet
     return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
 
 
