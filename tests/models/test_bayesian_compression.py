@@ -446,6 +446,17 @@ def test_pruning_in_turns_returns_a_smaller_posterior(prior: str, tmp_path: Path
     assert loaded.summary() == small.summary()
 
 
+def test_errors_of_turns_are_smoothed_over_neighbours_only() -> None:
+    x, y = [0.6, 2.9, 3.4, 3.8, 4.3], [0.045, 0.05, 0.054, 0.06, 0.066]
+    found = bc._smoothed(x, y)
+    for at, near in enumerate(([0, 1, 2], [0, 1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4])):
+        line = np.polyfit([x[i] for i in near], [y[i] for i in near], 1)
+        assert found[at] == pytest.approx(np.polyval(line, x[at]))
+    straight = [0.01 + 0.02 * at for at in x]
+    assert bc._smoothed(x, straight) == pytest.approx(straight)
+    assert bc._smoothed(x[:2], y[:2]) == y[:2]
+
+
 def test_packed_weights_are_small_integers_and_predict_the_same() -> None:
     for posterior in (fake_posterior(), random_fit(make_images(), LENET)):
         x = posterior.data.test["x"]

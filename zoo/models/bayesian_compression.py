@@ -599,12 +599,12 @@ def prune(
     parameters of the larger, which lowers the error again.
 
     The limit is the error of the whole network and ``tolerance`` of its standard errors, or the number given. An error
-    on a thousand rows is noisy, so what is held against it is the straight line of least squares through the errors
-    of all turns, over the logarithm of their compression. The turns end, after three at the earliest, where the line
-    is above the limit by more than half a standard error of the error. Of the networks after each turn, the smallest
-    is taken that the line puts within the limit, and whose own error is above it by no more than half its standard
-    error. Training rows fit and validation rows choose; once the choice is made, the network taken is fitted further
-    on both.
+    on a thousand rows is noisy, so what is held against it is smoothed: the straight line of least squares through the
+    errors of a turn and its two neighbours (of the first or last turn, the next two), over the logarithm of their
+    compression. The turns end, after three at the earliest, where that is above the limit by more than half a standard
+    error of the error. Of the networks after each turn, the smallest is taken whose smoothed error is within the limit,
+    and whose own is above it by no more than half its standard error. Training rows fit and validation rows choose;
+    once the choice is made, the network taken is fitted further on both.
 
     Args:
         posterior: A fit of this method.
@@ -661,13 +661,13 @@ def prune(
         saved, error = compression(now, "all"), _wrong(now, "validation", "all")
         fits.append(now)
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
-        line = _line([math.log(f["pruning"]) for f in found], [f["error"] for f in found])
-        if turn >= 2 and line[-1] > limit + _half(line[-1], rows):
+        smooth = _smoothed([math.log(f["pruning"]) for f in found], [f["error"] for f in found])
+        if turn >= 2 and smooth[-1] > limit + _half(smooth[-1], rows):
             break
     best: Posterior | None = None
-    for fit, one, smooth in zip(fits, found, line, strict=True):
-        one["smoothed error"] = smooth
-        if smooth <= limit and one["error"] <= limit + _half(one["error"], rows):
+    for fit, one, error in zip(fits, found, smooth, strict=True):
+        one["smoothed error"] = error
+        if error <= limit and one["error"] <= limit + _half(one["error"], rows):
             best = fit
     if best is None:
         return posterior
@@ -679,12 +679,16 @@ def prune(
     return best
 
 
-def _line(x: Sequence[float], y: Sequence[float]) -> list[float]:
-    """Return the values at ``x`` of the line of least squares; with fewer than three points, the points."""
-    if len(set(x)) < 3:
-        return list(y)
-    slope, level = statistics.linear_regression(x, y)
-    return [level + slope * at for at in x]
+def _smoothed(x: Sequence[float], y: Sequence[float]) -> list[float]:
+    """Return at every point the line of least squares through it and its neighbours; the points if they are few."""
+    found = list(y)
+    for i, at in enumerate(x):
+        start = min(max(i - 1, 0), max(len(x) - 3, 0))
+        near, values = x[start : start + 3], y[start : start + 3]
+        if len(set(near)) == 3:
+            slope, level = statistics.linear_regression(near, values)
+            found[i] = level + slope * at
+    return found
 
 
 def _half(error: float, rows: int) -> float:
