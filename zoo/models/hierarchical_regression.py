@@ -560,7 +560,7 @@ def sites(hyper: Hyper) -> dict[str, tuple[str, ...]]:
 
 METHOD = Method(
     name="hierarchical_regression",
-    title="Hierarchical regression: groups pooled partly, for numbers, two classes and counts",
+    title="Hierarchical regression: groups pooled partly",
     paper="gelman2006multilevel",
     task="regression",
     other_tasks=("classification",),
