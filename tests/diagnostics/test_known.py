@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import arviz as az
 import numpy as np
@@ -61,6 +62,28 @@ def test_the_measurement_sees_a_check_that_cries_wolf(monkeypatch):
     assert not measure.measure(repetitions=12, faults=3, checks=["funnel"])[0].power_reached
     with pytest.raises(UnknownNameError, match="did you mean 'funnel'"):
         measure.measure(checks=["funel"])
+
+
+def test_a_check_beyond_its_level_is_measured_again_on_other_fits(monkeypatch):
+    seen = []
+
+    def run(faulty, seed):
+        seen.append((faulty, seed))
+        unlucky = "warn" if faulty or seed < 6 or seed in (40, 50) else "pass"
+        return tuple(SimpleNamespace(verdict=v, level=0.05) for v in (unlucky, "warn", "fail" if faulty else "pass"))
+
+    case = known.Case(checks=("unlucky", "wolf", "calm"), correct="right", fault="wrong", run=run)
+    monkeypatch.setattr(measure, "CASES", (case,))
+    events = []
+    unlucky, wolf, calm = measure.measure(repetitions=20, faults=2, progress=events.append)
+    assert sorted(seen) == [*((False, s) for s in range(120)), (True, 0), (True, 1)]
+    assert events[-1].done == events[-1].total == 122
+    assert (unlucky.alarms, unlucky.correct, unlucky.before, unlucky.level_kept) == (2, 100, (6, 20), True)
+    assert (wolf.alarms, wolf.correct, wolf.before, wolf.level_kept) == (100, 100, (20, 20), False)
+    assert (calm.alarms, calm.correct, calm.before, calm.level_kept) == (0, 20, None, True)
+    page = measure.markdown([unlucky, wolf], [], seconds=1.0, command="this")
+    assert "| 6 of 20, again: 2 of 100 (0.002 to 0.070) | 0.05 |" in page
+    assert "20 of 20, again: 100 of 100 (0.964 to 1.000) | 0.05 | wrong | 2 of 2 (0) | level not kept |" in page
 
 
 def test_the_interval_is_exact():
