@@ -253,7 +253,7 @@ BAD = [
     (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
     (("fit", "eight_schools", "--drop", "x"), "--drop is for your own files"),
     (("fit", "eight_schools", "--group", "x"), "knows no groups; leave out --group, or choose a method that does"),
-    (("fit", "hierarchical_regression", "--data", "radon", "--group", "x"), "--group is for your own files"),
+    (("fit", "hierarchical_regression", "--data", "adult_hours", "--group", "x"), "--group is for your own files"),
     (("data", "show", "mine.csv", "--target", "response", "--group", "grup"), "group column 'grup' is unknown"),
     (("fit", "--resume", "nowhere"), "no interrupted fit"),
     (("fit", "eight_schools", "--resume", "nowhere"), "leave out name"),

@@ -84,6 +84,17 @@ def test_tables_are_standardised_on_the_training_rows(name):
         assert abs(float(data.train["y"].std(correction=0)) - 1) < 1e-5
 
 
+def test_adult_hours_are_in_groups_of_occupation_and_employer():
+    data = zoo.datasets.load("adult_hours", validation=0, test=0)
+    jobs = data.coords["group"]
+    assert len(jobs) == 74
+    assert data.extra["group"] == "job"
+    hours = (data.train["y"].double() * data.target.scale + data.target.mean).round()
+    first = [(jobs[group], int(hour)) for group, hour in zip(data.train["group"][:2], hours[:2], strict=True)]
+    assert first == [("Prof-specialty, Private", 40), ("Other-service, Private", 16)]
+    assert data.coords["feature"] == ("age", "education_num", "sex=Male")  # neither of the parts of the job
+
+
 def test_the_units_of_concrete_come_back():
     data = zoo.datasets.load("concrete")
     column = data.columns[data.coords["feature"].index("age")]

@@ -232,8 +232,9 @@ def test_bad_input_is_refused() -> None:
         build(zoo.datasets.load("diabetes"), Hyper())
     with pytest.raises(DataError, match="slopes has 'dosis', which is no feature of 'data'; did you mean 'dose'"):
         build(read(), Hyper(slopes=("dosis",)))
-    with pytest.raises(DataError, match="counts is true, but the target of 'radon' has negative numbers"):
-        build(zoo.datasets.load("radon"), Hyper(counts=True))
+    below = table("counts").assign(y=lambda frame: frame["y"] - 3)
+    with pytest.raises(DataError, match="counts is true, but the target of 'data' has negative numbers"):
+        build(zoo.datasets.read(below, "y", group="clinic", task="regression"), Hyper(counts=True))
     with pytest.raises(DataError, match="counts is true, but the target of 'data' has numbers that are not whole"):
         build(read(), Hyper(counts=True))
     with pytest.raises(DataError, match="counts is true, but 'data' has classes as target"):

@@ -106,6 +106,25 @@ def load(name: str, **options: Any) -> Dataset:
 
 
 # ----------------------------------------------------------------------------------------------------- loaders
+def _adult_hours(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
+    import pandas as pd
+
+    from zoo.datasets.tables import read
+
+    frame = pd.read_csv(_FOLDER / "adult_hours.csv.gz")
+    frame["job"] = frame["occupation"] + ", " + frame["workclass"]
+    return read(
+        frame,
+        "hours_per_week",
+        group="job",
+        drop=("occupation", "workclass"),
+        task="regression",
+        validation=validation,
+        test=test,
+        seed=seed,
+    )
+
+
 def _breast_cancer(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     return _sklearn("load_breast_cancer", "diagnosis", validation=validation, test=test, seed=seed)
 
@@ -191,20 +210,6 @@ def _mnist(*, validation: float = 1_000, seed: int = 0) -> Dataset:
     return read(_FOLDER / "mnist.npz", "y", task="classification", validation=validation, seed=seed)
 
 
-def _radon(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
-    from zoo.datasets.tables import read
-
-    return read(
-        _FOLDER / "radon.csv.gz",
-        "log_radon",
-        group="county",
-        task="regression",
-        validation=validation,
-        test=test,
-        seed=seed,
-    )
-
-
 def _wine(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     return _sklearn("load_wine", "cultivar", validation=validation, test=test, seed=seed)
 
@@ -222,6 +227,19 @@ def _sklearn(function: str, target: str, *, validation: float, test: float, seed
 
 _UCI = "CC BY 4.0"
 _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
+    (
+        Entry(
+            name="adult_hours",
+            task="regression",
+            rows=6000,
+            columns=3,
+            source="Becker, Kohavi (1996), Adult, UCI, https://doi.org/10.24432/C5XW20",
+            licence=_UCI,
+            description="Hours of work per week of 6,000 adults in 74 jobs (occupation and kind of employer): age, "
+            "years of education, sex.",
+        ),
+        _adult_hours,
+    ),
     (
         Entry(
             name="breast_cancer",
@@ -334,20 +352,6 @@ _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
             "drawn from the official training set.",
         ),
         _mnist,
-    ),
-    (
-        Entry(
-            name="radon",
-            task="regression",
-            rows=919,
-            columns=2,
-            source="Price, Nero, Gelman (1996), Bayesian prediction of mean indoor radon concentrations for Minnesota "
-            "counties, Health Physics 71, 922-936; the table as in the R package HLMdiag, from Rdatasets",
-            licence="measurements of a survey of the U.S. Environmental Protection Agency (published facts)",
-            description="Radon in homes of 85 counties of Minnesota, in log pCi/L: floor of the measurement, uranium "
-            "in the county's soil.",
-        ),
-        _radon,
     ),
     (
         Entry(
