@@ -121,7 +121,8 @@ def index(entries: Iterable[registry.Entry]) -> str:
         "Each page holds the generative process, the table of symbols, the hyper-parameters and what was measured of "
         "the paper's claims. `zoo docs` writes these parts from the method's file; the rest is written by hand.",
         "",
-        "[Tutorials](../tutorials/README.md) · [Add a method](../CONTRIBUTING.md) · [Overview](../README.md)",
+        "[Tutorials](../tutorials/README.md) · [Add a method](../CONTRIBUTING.md) · "
+        "[Reference posteriors](references.md) · [Overview](../README.md)",
     ]
     return "\n".join(lines) + "\n"
 
