@@ -103,7 +103,9 @@ def test_the_page_counts_verdicts_against_errors() -> None:
     assert "Of 2 means and standard deviations, **0 differ by more than 3 errors**" in page
     alone = result((chains(5.0), ())).to_markdown("zoo references")
     assert "not as it should be" in alone
-    assert "Guides" not in alone
+    assert "## Guides" not in alone
+    assert "Guides were not run" in alone
+    assert "Not run by this command: arK-arK, " in alone
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

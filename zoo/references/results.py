@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zoo.references.stored import names
+
 __all__ = ["FORMAT", "GUIDES", "Chains", "Measured", "Result", "Settings", "Variational"]
 
 FORMAT = "pyro-zoo references 1"
@@ -225,8 +227,10 @@ def _page(result: Result, command: str) -> str:
             f"{sum(x > NONE for x in c.z)} | {s.chains} x {c.draws:,} | {c.min_ess:,.0f} | {c.divergences} | "
             f"{c.seconds:.1f} | {c.compile_seconds:.0f} | {c.cpu_seconds:.1f} |"
         )
-    if result.fits:
-        lines += _guides(result)
+    missing = sorted({*names()} - {m.name for m in result.measured})
+    if missing:
+        lines += ["", f"Not run by this command: {', '.join(missing)}."]
+    lines += _guides(result) if result.fits else ["", "Guides were not run (`--seeds 0`)."]
     used = ", ".join(f"{k} {v}" for k, v in result.versions.items())
     where = result.machine
     lines += ["", f"Measured on {where['processor']}, {where['cores']} cores, {where['system']}; {used}."]
