@@ -239,13 +239,14 @@ def _page(result: Result, command: str) -> str:
 
 def _guides(result: Result) -> list[str]:
     s = result.settings
+    seeds = "seed 0" if s.guide_seeds == 1 else f"seeds 0 to {s.guide_seeds - 1}"
     lines = [
         "",
         "## Guides, and what their diagnosis said",
         "",
         f"Pyro's automatic guides, all with the same settings: {s.steps:,} steps of Adam, learning rate "
         f"{s.learning_rate:g} falling to zero along a cosine, one draw of the guide a step, in float64, on the data as "
-        f"the Stan programs take them (not standardised), seeds 0 to {s.guide_seeds - 1}. Moments are those of "
+        f"the Stan programs take them (not standardised), {seeds}. Moments are those of "
         f"{s.guide_draws:,} draws. A fit is *off* if for some parameter the mean is further than {MEAN_OFF:g} "
         f"reference standard deviations away, or the standard deviation less than {RATIO_OFF[0]:g} or more than "
         f"{RATIO_OFF[1]:g} times the reference. The verdict is that of `zoo.diagnostics.diagnose` with default "
@@ -253,8 +254,8 @@ def _guides(result: Result) -> list[str]:
         "",
         *_confidence(result),
         "",
-        "Worst over the parameters, one entry for every seed; under it, the checks that failed (!) or warned (?) with "
-        "the first seed.",
+        "Worst over the parameters, one entry for every seed; checks that failed (!) or warned (?) are those of the "
+        "first seed.",
         "",
         "| posterior | guide | error of a mean (sd) | ratio of sd | off | verdict | checks |",
         "|---|---|---|---|---|---|---|",
