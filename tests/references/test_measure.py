@@ -28,11 +28,12 @@ def chains(*z: float) -> Chains:
     return Chains(
         z_mean=means,
         z_sd={"sigma": 0.1},
+        tune=5,
         draws=10,
         seconds=1.0,
         cpu_seconds=3.0,
         compile_seconds=2.0,
-        min_ess=99.0,
+        min_ess=999.0,
         divergences=0,
     )
 
@@ -69,6 +70,11 @@ def result(*parts: tuple[Chains, tuple[Variational, ...]]) -> Result:
 )
 def test_nuts_may_differ_twice_but_never_by_much(z: tuple[float, ...], right: bool) -> None:
     assert result((chains(*z), ())).agrees is right
+
+
+def test_chains_that_do_not_mix_are_not_right_however_large_their_errors() -> None:
+    assert not result((chains(0.1), ()), (dataclasses.replace(chains(0.1), min_ess=399.0), ())).agrees
+    assert result((dataclasses.replace(chains(0.1), min_ess=400.0), ())).agrees
 
 
 @pytest.mark.parametrize(

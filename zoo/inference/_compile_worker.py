@@ -19,6 +19,8 @@ from zoo.inference.library import compile_to
 
 __all__: list[str] = []
 
+_DEPTH = 20_000  # the compiler descends along chains of operations, a frame or more for each
+
 
 def main(job: dict[str, Any]) -> None:
     """Compile a graph.
@@ -27,6 +29,7 @@ def main(job: dict[str, Any]) -> None:
         job: The graph's code, its inputs, options and threads, and where the library goes.
     """
     torch.set_num_threads(job["threads"])
+    sys.setrecursionlimit(_DEPTH)
     names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf, "nan": math.nan}
     exec(job["code"], names)
     example = [
