@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint tutorials bench clean
+.PHONY: demo test lint tutorials bench soak clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
@@ -31,6 +31,9 @@ tutorials: $(STAMP)  ## execute the notebooks in place
 bench: $(STAMP)  ## compare with Pyro, PyTorch and NumPyro; CASES=small_network,... for some of the cases
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(if $(CASES),--cases $(CASES))
+
+soak: $(STAMP)  ## kill fits at random moments, at length, and write RELIABILITY.md
+	$(BIN)/python -m tests.reliability
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyro.infer.autoguide import AutoNormal
 from typer.testing import CliRunner
 
 import zoo
@@ -190,8 +191,6 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
 def test_data_are_never_simulated_from_an_improper_prior() -> None:
     for name, proper in (("garch-garch11", False), (PROCESS, True)):
         reference = references.load(name)
-        from pyro.infer.autoguide import AutoNormal
-
         pair = zoo.Pair(reference.model, AutoNormal(reference.model))
         posterior = zoo.fit(pair, reference.data, steps=50, dtype="float64", compile=False)
         check = diagnose(posterior, checks=["prior_predictive_check"])["prior_predictive_check"]

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -51,6 +52,7 @@ def child(task: dict[str, Any]) -> None:
 def main() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     torch.set_num_threads(1)  # no pool of threads, which would not outlive a fork
     for name in ("torch._dynamo", "zoo.inference.runner", "zoo.reports"):
         importlib.import_module(name)
