@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, kind: 
     assert equal(whole, resumed)
     for path in tmp_path.glob("checkpoint-*"):
         path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ArtifactError, match="truncated or not a checkpoint"):
+    with pytest.raises(ArtifactError, match="truncated or not a safetensors file"):
         zoo.fit(Pair(model, guide), BATCH, resume=True, **options)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.reliability.fuzzing import SECONDS, Fuzzed
 from tests.reliability.killing import CASES, Case, Killed, kill_and_resume, launcher
 from zoo.claims import machine, versions
 
-PAGE = Path(__file__).parents[2] / "RELIABILITY.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "RELIABILITY.md"
 
 
 def kill(count: int, seed: int) -> list[tuple[Case, Killed]]:
@@ -32,24 +37,28 @@ def kill(count: int, seed: int) -> list[tuple[Case, Killed]]:
     return found
 
 
-def page(killed: list[tuple[Case, Killed]], command: str, seconds: float) -> str:
-    """Write the page.
+def fuzz(count: int, seed: int) -> Fuzzed:
+    """Examine mutated files in a process of their own, whose memory is theirs; what must not happen raises.
 
     Args:
-        killed: From :func:`kill`.
-        command: What was run.
-        seconds: How long it took.
+        count: How many.
+        seed: Of the mutants.
 
     Returns:
-        Markdown.
+        What became of them.
     """
-    where, used = machine(), ", ".join(f"{k} {v}" for k, v in versions().items())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.reliability.fuzzing", str(count), str(seed)]
+    child = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found = Fuzzed(**json.loads(child.stdout))
+    if found.peak >= 2**30:
+        raise AssertionError(f"reading took up to {found.peak:,} bytes of memory; a gigabyte is allowed")
+    print(f"fuzzed: {found}", flush=True)
+    return found
+
+
+def _killed(killed: list[tuple[Case, Killed]]) -> list[str]:
     lines = [
-        "# What faults a fit outlives",
-        "",
-        f"Made by `{command}` in {seconds / 60:.0f} minutes; it stops at the first fit that ends otherwise than it "
-        "should.",
-        "",
         "## Killed",
         "",
         "A fit by `zoo fit --checkpoint` gets SIGKILL at a random moment of its run, from its start to its last file, "
@@ -64,21 +73,73 @@ def page(killed: list[tuple[Case, Killed]], command: str, seconds: float) -> str
     for case, found in killed:
         lost, every = (f"{found.lost:,}", f"{case.every:,}") if case.every else ("–", "a chain")
         lines.append(f"| {case.name} | {found.kills} | {found.early} | {found.finished} | {lost} | {every} |")
-    total = sum(found.kills for _, found in killed)
-    place = f"{where['processor']}, {where['cores']} cores, {where['system']}"
-    return "\n".join([*lines, "", f"{total} kills in all. {place}; {used}.", ""])
+    return [*lines, "", f"{sum(found.kills for _, found in killed)} kills in all.", ""]
+
+
+def _fuzzed(found: Fuzzed) -> list[str]:
+    lines = [
+        "## Mutated files",
+        "",
+        "Artifacts, checkpoints and files of data are mutated and read. Checksums find accidents. Where it says "
+        "*sealed*, the checksums were made right again, as an adversary would: what no fit could have made is refused, "
+        "other changes make another artifact. *Refused* is one line of a typed error, *same* is the posterior that "
+        "predicts bit for bit what the original does, *other* is another posterior or other data, whole in itself. "
+        f"Nothing crashed, and nothing took {SECONDS} seconds.",
+        "",
+        "| mutation | files | refused | same | other |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for kind, became in found.became.items():
+        counts = [became.get(what, 0) for what in ("refused", "same", "other")]
+        lines.append(f"| {kind} | {sum(counts)} | {counts[0]} | {counts[1]} | {counts[2]} |")
+    total = sum(sum(became.values()) for became in found.became.values())
+    return [
+        *lines,
+        "",
+        f"{total:,} files in all. The process that made and read them held at most {found.peak / 1e6:,.0f} MB of "
+        f"memory, of which {found.before / 1e6:,.0f} MB before the first of them.",
+        "",
+    ]
+
+
+def page(killed: list[tuple[Case, Killed]], fuzzed: Fuzzed, command: str, seconds: float) -> str:
+    """Write the page.
+
+    Args:
+        killed: From :func:`kill`.
+        fuzzed: From :func:`fuzz`.
+        command: What was run.
+        seconds: How long it took.
+
+    Returns:
+        Markdown.
+    """
+    where, used = machine(), ", ".join(f"{k} {v}" for k, v in versions().items())
+    lines = [
+        "# What faults a fit, an artifact and an input survive",
+        "",
+        f"Made by `{command}` in {seconds / 60:.0f} minutes; it stops at the first that ends otherwise than it should.",
+        "",
+        *_killed(killed),
+        *_fuzzed(fuzzed),
+        f"Measured on {where['processor']}, {where['cores']} cores, {where['system']}; {used}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--kills", type=int, default=12, help="per kind of fit")
+    parser.add_argument("--files", type=int, default=2_500, help="mutated files")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
+    fuzzed = fuzz(options.files, options.seed)
     killed = kill(options.kills, options.seed)
     command = " ".join(["python -m tests.reliability", *sys.argv[1:]])
-    PAGE.write_text(page(killed, command, time.monotonic() - started), encoding="utf-8")
+    PAGE.write_text(page(killed, fuzzed, command, time.monotonic() - started), encoding="utf-8")
 
 
 if __name__ == "__main__":

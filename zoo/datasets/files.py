@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from zoo.datasets.compressed import gunzip, refuse_bomb, refuse_zip_bomb
 from zoo.datasets.folders import read_folder
 from zoo.datasets.splits import TEST, TRAIN, VALIDATION
 from zoo.errors import DataError, MissingExtraError
@@ -112,23 +113,26 @@ def _from_path(path: Path) -> Raw:
 # ------------------------------------------------------------------------------------------------------ tables
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        content = gunzip(path) if path.name.lower().endswith(".gz") else path.read_bytes()
         text = content.decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"file '{path}' is not a whole gzip file: {_line(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"file '{path}' is not text in UTF-8 (byte {error.start}); save it as a UTF-8 CSV") from error
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    del content
+    found = re.search(r"(?:^|(?<=\r))[^\r\n]*\S[^\r\n]*", text, re.MULTILINE)
+    first = "" if found is None else found[0]
     if not first:
         raise DataError(f"file '{path}' is empty")
     separator = max(",;\t", key=first.count)
-    header = [name.strip() for name in next(csv.reader([first], delimiter=separator))]
+    try:
+        header = [name.strip() for name in next(csv.reader([first], delimiter=separator))]
+    except csv.Error as error:
+        raise DataError(f"file '{path}' is not a table: {_line(error)}") from error
     if all(_is_number(name) for name in header):
         raise DataError(f"file '{path}' begins with numbers; its first line must name the columns")
     _refuse_duplicates(path.name, [name for name in header if name])
     try:
         frame = pd.read_csv(io.StringIO(text), sep=separator, skipinitialspace=True, low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, ArithmeticError, MemoryError) as error:
         raise DataError(f"file '{path}' is not a table: {_line(error)}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"file '{path}' has rows with more fields than its {len(header)} column names")
@@ -154,7 +158,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except ImportError as error:
         raise MissingExtraError("pyarrow", "tables", "reading Parquet") from error
     try:
+        about = parquet.read_metadata(path)
+        cells = 8 * about.num_rows * about.num_columns
+        refuse_bomb(path, path.stat().st_size, cells, "write it as CSV if that is right")
         table = parquet.read_table(path)
+    except DataError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"file '{path}' is not a Parquet file: {_line(error)}") from error
     _refuse_duplicates(path.name, table.column_names)
@@ -166,7 +175,9 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(path):
         raise DataError(f"file '{path}' is not an NPZ archive, whatever its name says; write it with numpy.savez")
     arrays = {}
+    name = ""
     try:
+        refuse_zip_bomb(path)
         with np.load(path, allow_pickle=False) as archive:
             for name in archive.files:
                 arrays[name] = archive[name]
@@ -174,7 +185,10 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
                     raise DataError(f"file '{path}': member '{name}' is not an array; write it with numpy.savez")
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError, OSError, EOFError, LookupError, TypeError, RuntimeError, MemoryError, SyntaxError, struct.error,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         if "pickle" in str(error).lower():
             raise DataError(
                 f"file '{path}': entry '{name}' is a pickled object, which is never read; "

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.datasets.compressed import gunzip
 from zoo.errors import DataError
 
 __all__ = ["read_folder"]
@@ -143,8 +142,4 @@ def _records(path: Path, classes: int, labels: int) -> NDArray[Any]:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.name.endswith(".gz") else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"file '{path}' is not a whole gzip file: {' '.join(str(error).split())}") from error
+    return gunzip(path) if path.name.endswith(".gz") else path.read_bytes()

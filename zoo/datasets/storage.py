@@ -106,15 +106,21 @@ def _rebuild(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dataset:
     if not all(batches.values()) or not set(batches) <= set(_SPLITS):
         raise ValueError(f"splits {sorted(batches)}, of which some are unknown or have no entries")
     texts: dict[str, Any] = {field: _text(meta[field]) for field in _FIELDS}
+    columns = tuple(_column(column) for column in meta["columns"])
+    if columns and "x" in batches["train"] and len(columns) != batches["train"]["x"][0].numel():
+        raise ValueError(f"{len(columns)} columns for {batches['train']['x'][0].numel()} features")
+    for dim, labels in meta["coords"].items():
+        if not all(isinstance(label, str | int | float) for label in labels):
+            raise TypeError(f"labels of '{dim}' are neither text nor numbers")
     return Dataset(
         **texts,
         train=batches["train"],
         validation=batches.get("validation"),
         test=batches.get("test"),
-        whole=frozenset(meta["whole"]),
-        columns=tuple(_column(column) for column in meta["columns"]),
+        whole=frozenset(_text(name) for name in meta["whole"]),
+        columns=columns,
         target=None if meta["target"] is None else _column(meta["target"]),
-        dims={name: tuple(dims) for name, dims in meta["dims"].items()},
+        dims={name: tuple(_text(dim) for dim in dims) for name, dims in meta["dims"].items()},
         coords={name: tuple(labels) for name, labels in meta["coords"].items()},
         extra={name: _tuples(value) for name, value in meta["extra"].items()},
     )
@@ -137,7 +143,16 @@ def _text(value: Any) -> Any:
 
 def _column(values: Mapping[str, Any]) -> Column:
     categories = values["categories"]
-    return Column(**{**values, "categories": None if categories is None else tuple(categories)})
+    for field in ("mean", "scale"):
+        if isinstance(values[field], bool) or not isinstance(values[field], int | float):
+            raise TypeError(f"the {field} of a column is {values[field]!r}")
+    return Column(
+        name=_text(values["name"]),
+        mean=values["mean"],
+        scale=values["scale"],
+        categories=None if categories is None else tuple(_text(category) for category in categories),
+        source=_text(values["source"]),
+    )
 
 
 def _tuples(value: Any) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from zoo import artifacts
 from zoo.errors import ArtifactError, DataError
 from zoo.inference.state import State
 from zoo.outputs import BEST, CHAIN_MARK, STATE_MARK
@@ -213,15 +213,14 @@ def read(path: Path, mark: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ArtifactError: If the file is truncated, changed or of another format.
     """
-    raw = path.read_bytes()
+    tensors, header = artifacts.tensors_of(artifacts.read_bytes(path), path)
     try:
-        tensors = load(raw)
-        size = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + size])["__metadata__"]
         about = json.loads(header["about"])
         whole = header["format"] == mark and header["sha256"] == _digest(about, tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"'{path}' is truncated or not a checkpoint: {error}") from error
+    if not all(isinstance(about.get(key), dict) for key in ("identity", "surroundings")):
+        raise ArtifactError(f"'{path}' does not say of which fit it is")
     if not whole:
         raise ArtifactError(f"'{path}' was changed: its checksum is not the one it carries")
     return about, tensors

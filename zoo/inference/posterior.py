@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import shutil
-import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from zoo.errors import ArtifactError, DataError, PairError, ZooError
+from zoo import artifacts
+from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, ZooError
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Posterior", "load"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 _TENSORS, _META = "posterior.safetensors", "posterior.json"
-_MAX_META = 64 * 2**20
+_FORMAT = "pyro-zoo posterior"
+# Schema 1 had no checksum of the JSON itself, and neither the size of the tensors nor the order of the losses.
+_OLD = {"format", "schema", "name", "method", "hyper", "engine", "info", "restarts", "data", "sha256"}
+_KEYS = _OLD - {"sha256"} | {"losses", "files", "checksum"}
+_GROUPS = {"params", "buffers", "history", "chains", "stats", "restarts", "data"}
 
 
 class Posterior:
@@ -512,12 +517,16 @@ class Posterior:
             The folder.
 
         Raises:
-            DataError: If the folder cannot be written.
+            DataError: If the folder cannot be written, or the data cannot be described in JSON.
+            NonFiniteError: If a parameter or a draw is NaN, or a parameter infinite, so that there is no posterior.
         """
         from safetensors.torch import save
 
         from zoo.datasets import fingerprint, pack
 
+        reason = "; ".join(filter(None, (_no_numbers(p._values, p.chains) for p in (self, *self.restarts))))
+        if reason:
+            raise NonFiniteError(f"this posterior cannot be saved: {reason}")
         mark = fingerprint(self.data)
         tensors: dict[str, Tensor] = {f"params/{n}": v for n, v in self._values.items()}
         tensors |= {f"buffers/{i}": b for i, b in enumerate(self._buffers)}
@@ -536,23 +545,29 @@ class Posterior:
             tensors |= {f"data/{n}": v for n, v in packed.items()}
             data = {"stored": described}
         payload = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-        meta = {
-            "format": "pyro-zoo posterior",
+        meta = _finite({
+            "format": _FORMAT,
             "schema": _SCHEMA,
             "name": self.name,
             "method": None if self.method is None else self.method.name,
-            "hyper": hyper_to_json(self.hyper),
+            "hyper": _spelt(hyper_to_json(self.hyper)),
             "engine": self.engine,
+            "losses": list(self.history),
             "info": self.info,
             "restarts": [other.info for other in self.restarts],
             "data": {"name": self.data.name, "fingerprint": mark, **data},
-            "sha256": hashlib.sha256(payload).hexdigest(),
-        }
-        text = json.dumps(_finite(meta), indent=1, allow_nan=False)
+            "files": {_TENSORS: {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}},
+        })
+        text = artifacts.to_text(meta | {"checksum": artifacts.digest(meta)})
+        reason = artifacts.check_text(text)
+        if reason:
+            raise DataError(
+                f"this posterior cannot be saved: the names of its columns, groups and classes are {reason}"
+            )
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_together(folder, {_TENSORS: payload, _META: text.encode()})
+            _write_together(folder, {_TENSORS: payload, _META: text})
         except OSError as error:
             raise DataError(f"cannot write the posterior to '{folder}': {error.strerror or error}") from error
         return folder
@@ -575,86 +590,167 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Data
         DataError: If ``folder`` does not exist.
         ZooError: If the method or data set is unknown to this version.
     """
-    from zoo.datasets import fingerprint, unpack
-    from zoo.datasets import load as load_data
-    from zoo.registry import get
-
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"'{folder}' is not a folder of a saved posterior (with {_META} and {_TENSORS})")
     meta = _read_meta(folder / _META)
-    tensors = _read_tensors(folder / _TENSORS, meta)
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        group, _, rest = key.partition("/")
-        groups.setdefault(group, {})[rest] = value
+    tensors = artifacts.read_tensors(folder / _TENSORS, **_checks(meta, folder))
     try:
-        about = meta["data"]
-        if data is None:
-            if "bundled" in about:
-                data = load_data(about["bundled"], **about["options"])
-            else:
-                data = unpack(groups.get("data", {}), about["stored"])
-        if fingerprint(data) != about["fingerprint"]:
-            raise ArtifactError(
-                f"the data set '{data.name}' is not the one that '{folder}' was fitted on (another fingerprint)"
-            )
-        method = hyper = None
-        if meta["method"] is not None:
-            found = get(meta["method"])
-            if isinstance(found, Diagnostic):
-                raise ArtifactError(f"'{meta['method']}' is a diagnostic, which has no posterior of its own")
-            method = found
-            hyper = hyper_from_json(method.hyper, meta["hyper"])
-        elif pair is None:
-            raise ArtifactError(f"'{folder}' holds the posterior of a bare pair '{meta['name']}': pass pair=")
-        dtype, device = getattr(torch, meta["info"]["dtype"]), torch.device("cpu")
-        info = dict(meta["info"]) | {"device": "cpu"}
+        return _rebuild(meta, tensors, folder, pair, data)
+    except ZooError:
+        raise
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        line = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"'{folder}' is not a whole posterior: {type(error).__name__}: {line}") from error
 
-        def rebuild(prefix: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Posterior:
-            with pyro_world(dtype=dtype), stream(seeded(int(facts.get("seed", 0)))):
-                own = method.build(data, hyper) if method is not None else pair
-            assert own is not None
-            assert data is not None
-            layout = None
+
+def _rebuild(
+    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, pair: Pair | None, data: Dataset | None
+) -> Posterior:
+    """Put a posterior together from what its files hold, each part checked against what method and data expect."""
+    from zoo.inference.runner import _check_task
+    from zoo.registry import get
+
+    groups, others = _grouped(tensors, len(meta["restarts"]))
+    if data is None:
+        data = _stored_data(meta["data"], groups["data"])
+    _check_data(data, meta["data"]["fingerprint"], folder)
+    method: Method[Any] | None = None
+    hyper = None
+    if meta["method"] is not None:
+        found = get(meta["method"])
+        if isinstance(found, Diagnostic):
+            raise ArtifactError(f"'{meta['method']}' is a diagnostic, which has no posterior of its own")
+        method = found
+        _check_task(method, data)
+        hyper = hyper_from_json(method.hyper, meta["hyper"])
+    elif pair is None:
+        raise ArtifactError(f"'{folder}' holds the posterior of a bare pair '{meta['name']}': pass pair=")
+    allowance = artifacts.Allowance(
+        stored=sum(v.numel() for k, v in tensors.items() if not k.startswith("data/")),
+        data=sum(v.numel() for v in data.train.values()),
+        tensors=len(tensors),
+    )
+
+    def rebuild(parts: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> Posterior:
+        dtype = _check_info(facts)
+        with _within(allowance, bounded=method is not None):
+            if method is not None:
+                with pyro_world(dtype=dtype), stream(seeded(int(facts.get("seed") or 0))):
+                    own = method.build(data, hyper)
+            else:
+                assert pair is not None
+                own = pair
+            layout, chains = None, None
             if meta["engine"] == "svi":
                 from zoo.inference.runner import trainer_layout
 
-                layout = trainer_layout(own, data, dtype=dtype, device=device)
-                _check_params(layout, prefix.get("params", {}))
-            buffers = prefix.get("buffers", {})
-            return Posterior(
-                pair=own,
-                data=data,
-                engine=meta["engine"],
-                name=meta["name"],
-                method=method,
-                hyper=hyper,
-                layout=layout,
-                values=prefix.get("params", {}),
-                buffers=[buffers[str(i)] for i in range(len(buffers))],
-                history=prefix.get("history", {}),
-                chains=groups.get("chains") if meta["engine"] == "nuts" else None,
-                sample_stats=groups.get("stats") if meta["engine"] == "nuts" else None,
-                info=facts,
-            )
+                known = _Known(parts["params"], allowance)
+                traced = own._replace(model=known(own.model), guide=None if own.guide is None else known(own.guide))
+                layout = trainer_layout(traced, data, dtype=dtype, device=torch.device("cpu"))
+            else:
+                chains = _check_chains(_latents(own, data, dtype), parts["chains"], parts["stats"], dtype)
+        if layout is not None:
+            _check_params(layout, parts["params"], parts["buffers"])
+        reason = _no_numbers(parts["params"], chains)
+        if reason:
+            raise ArtifactError(f"'{folder}' is damaged: {reason}")
+        if facts["device"] != "cpu":
+            facts = facts | {"device": "cpu", "fitted_on": facts["device"]}
+        return Posterior(
+            pair=own,
+            data=data,
+            engine=meta["engine"],
+            name=meta["name"],
+            method=method,
+            hyper=hyper,
+            layout=layout,
+            values={n: parts["params"][n] for n in layout.names} if layout is not None else {},
+            buffers=[parts["buffers"][str(i)] for i in range(len(parts["buffers"]))],
+            history=_check_history(parts["history"], meta.get("losses")),
+            chains=chains,
+            sample_stats=None if chains is None else parts["stats"],
+            info=facts,
+        )
 
-        posterior = rebuild(groups, info)
-        others = []
-        for i, facts in enumerate(meta["restarts"]):
-            sub: dict[str, dict[str, Tensor]] = {}
-            for key, value in groups.get("restarts", {}).items():
-                number, _, rest = key.partition("/")
-                if number == str(i):
-                    group, _, name = rest.partition("/")
-                    sub.setdefault(group, {})[name] = value
-            others.append(rebuild(sub, facts))
-        posterior.restarts = tuple(others)
-        return posterior
-    except ZooError:
+    posterior = rebuild(groups, meta["info"])
+    posterior.restarts = tuple(rebuild(own, facts) for own, facts in zip(others, meta["restarts"], strict=True))
+    return posterior
+
+
+class _Known(Messenger):  # type: ignore[misc]
+    """Refuse the first parameter that the artifact does not hold, before there are more.
+
+    Args:
+        names: Those that it holds.
+        allowance: Where the refusal is kept.
+    """
+
+    def __init__(self, names: Mapping[str, Tensor], allowance: artifacts.Allowance) -> None:
+        super().__init__()
+        self.names, self.allowance = names, allowance
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] not in self.names:
+            self.allowance.refuse(f"the parameter '{msg['name']}', which it lacks")
+
+
+@contextmanager
+def _within(allowance: artifacts.Allowance, *, bounded: bool) -> Iterator[None]:
+    """Run a block within an allowance, and say so whatever became of a refusal on its way out."""
+    try:
+        with allowance if bounded else nullcontext():
+            yield
+    except Exception as error:
+        if allowance.refused:
+            raise ArtifactError(f"the artifact does not hold what it says: {allowance.refused}") from error
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ArtifactError(f"'{folder}' is not a whole posterior: {type(error).__name__}: {error}") from error
+
+
+def _grouped(
+    tensors: Mapping[str, Tensor], restarts: int
+) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, dict[str, Tensor]]]]:
+    """Sort tensors by the first part of their names, and those of restarts by restart too."""
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in _GROUPS}
+    others: list[dict[str, dict[str, Tensor]]] = [{name: {} for name in _GROUPS} for _ in range(restarts)]
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        target = groups
+        if group == "restarts":
+            number, _, rest = name.partition("/")
+            group, _, name = rest.partition("/")
+            if not number.isascii() or not number.isdigit() or len(number) > 9 or int(number) >= restarts:
+                raise ArtifactError(f"the artifact holds '{key[:200]}', and has {restarts} restarts")
+            target = others[int(number)]
+            if group not in ("params", "buffers", "history"):
+                group = ""
+        if group not in target or not name:
+            raise ArtifactError(f"the artifact holds a tensor '{key[:200]}', which is of no kind that is known")
+        target[group][name] = value
+    return groups, others
+
+
+def _stored_data(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dataset:
+    from zoo.datasets import load as load_data
+    from zoo.datasets import unpack
+
+    if "bundled" not in about:
+        return unpack(tensors, about["stored"])
+    options = about["options"]
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in options.values()):
+        raise ArtifactError("the options of the data set are not all numbers")
+    return load_data(about["bundled"], **options)
+
+
+def _check_data(data: Dataset, mark: str, folder: Path) -> None:
+    from zoo.datasets import fingerprint
+
+    if fingerprint(data) != mark:
+        raise ArtifactError(
+            f"the data set '{data.name}' is not the one that '{folder}' was fitted on (another fingerprint)"
+        )
 
 
 def _bundled(data: Dataset) -> Dataset | None:
@@ -669,67 +765,176 @@ def _bundled(data: Dataset) -> Dataset | None:
         return None
 
 
-def _check_params(layout: Layout, params: Mapping[str, Tensor]) -> None:
-    missing = [n for n in layout.names if n not in params]
-    if missing:
-        raise ArtifactError(f"the artifact lacks the parameter '{missing[0]}'")
-    surplus = sorted(set(params) - set(layout.names))
-    if surplus:
-        raise ArtifactError(f"the artifact holds the parameter '{surplus[0]}', which this method does not have")
+def _check_params(layout: Layout, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    _check_names("parameter", params, layout.names)
+    _check_names("buffer", buffers, [str(i) for i in range(len(layout.buffers))])
     for name in layout.names:
-        value, like = params[name], layout.values[name]
-        if value.shape != like.shape or value.dtype != like.dtype:
-            raise ArtifactError(
-                f"parameter '{name}' is {value.dtype} {tuple(value.shape)}; this method has {like.dtype} "
-                f"{tuple(like.shape)}"
-            )
+        _check_like("parameter", name, params[name], layout.values[name].shape, layout.values[name].dtype)
+    for i, (name, like) in enumerate(layout.buffer_values.items()):
+        _check_like("buffer", name, buffers[str(i)], like.shape, like.dtype)
+
+
+def _check_names(what: str, found: Mapping[str, Tensor], expected: Sequence[str]) -> None:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise ArtifactError(f"the artifact lacks the {what} '{missing[0]}'")
+    surplus = sorted(set(found) - set(expected))
+    if surplus:
+        raise ArtifactError(f"the artifact holds the {what} '{surplus[0][:200]}', which this method does not have")
+
+
+def _check_like(what: str, name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    if tuple(value.shape) != tuple(shape) or value.dtype != dtype:
+        raise ArtifactError(
+            f"{what} '{name}' is {value.dtype} {tuple(value.shape)}; this method has {dtype} {tuple(shape)}"
+        )
+
+
+def _latents(pair: Pair, data: Dataset, dtype: torch.dtype) -> dict[str, Sequence[int]]:
+    """Return the shapes of the latents that NUTS draws, in the model's order."""
+    from pyro import poutine
+    from pyro.poutine.subsample_messenger import _Subsample
+
+    from zoo.inference.program import discover
+
+    batch = {k: v.to(dtype=dtype if v.is_floating_point() else v.dtype) for k, v in data.train.items()}
+    traces: list[Any] = []
+    with pyro_world(dtype=dtype), stream(seeded(0)):
+        discover(
+            lambda: traces.append(poutine.trace(pair.model).get_trace(batch)), [pair.model], dtype=dtype, device="cpu"
+        )
+    return {
+        name: tuple(site["value"].shape)
+        for name, site in traces[0].iter_stochastic_nodes()
+        if not isinstance(site["fn"], _Subsample) and not site["fn"].has_enumerate_support
+    }
+
+
+def _check_chains(
+    latents: Mapping[str, Sequence[int]],
+    chains: Mapping[str, Tensor],
+    stats: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    _check_names("latent", chains, list(latents))
+    lead = next(iter(chains.values())).shape[:2]
+    if len(lead) < 2 or 0 in lead:
+        raise ArtifactError("the artifact holds no draws")
+    for name, shape in latents.items():
+        _check_like("latent", name, chains[name], (*lead, *shape), dtype)
+    for name, value in stats.items():
+        if value.shape[:2] != lead:
+            raise ArtifactError(f"statistic '{name[:200]}' is {tuple(value.shape)}; the chains are {tuple(lead)}")
+    return {name: chains[name] for name in latents}
+
+
+def _check_history(history: Mapping[str, Tensor], order: Any) -> dict[str, Tensor]:
+    names = list(history) if order is None else order
+    _check_names("loss", history, names)
+    for name, value in history.items():
+        if value.dim() != 1 or not value.is_floating_point() or len(value) != len(history[names[0]]):
+            raise ArtifactError(f"loss '{name[:200]}' is {value.dtype} {tuple(value.shape)}; one number a step is due")
+    return {name: history[name] for name in names}
+
+
+def _no_numbers(values: Mapping[str, Tensor], chains: Mapping[str, Tensor] | None) -> str:
+    """Say which parameter is not finite, or which latent has a draw that is no number; empty if none."""
+    for name, value in values.items():
+        if not bool(torch.isfinite(value).all()):
+            return f"parameter '{name}' holds NaN or infinite values"
+    for name, value in (chains or {}).items():
+        if bool(torch.isnan(value).any()):
+            return f"the draws of '{name}' hold NaN"
+    return ""
+
+
+_NUMBER = (int, float)
+_FACTS: dict[str, tuple[type, ...]] = {
+    "dtype": (str,),
+    "device": (str,),
+    "seed": (int,),
+    "steps": (int,),
+    "chains": (int,),
+    "draws": (int,),
+    "tune": (int,),
+    "threads": (int,),
+    "divergences": (int, list),
+    "peak_memory": (int,),
+    "machine": (str,),
+    "started": (str,),
+    "command": (str,),
+    "sampler": (str,),
+    "stopped": (str,),
+    "reason": (str,),
+    "init": (str,),
+    "compiled": (bool,),
+    "compile_seconds": _NUMBER,
+    "final_loss": _NUMBER,
+    "seconds": (int, float, dict),
+    "versions": (dict,),
+    "recipe": (dict,),
+}
+
+
+def _check_info(facts: Mapping[str, Any]) -> torch.dtype:
+    """Check the facts that something relies on, and return the type of the parameters."""
+    from zoo.inference.runner import _recipe
+
+    for key, kinds in _FACTS.items():
+        value = facts.get(key)
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ArtifactError(f"the artifact's '{key}' is {str(value)[:100]!r}, a {type(value).__name__}")
+    if facts.get("dtype") not in ("float32", "float64") or facts.get("device") is None:
+        raise ArtifactError(
+            "the artifact does not say of which type its parameters are, or on which device it was made"
+        )
+    if not 0 <= (facts.get("seed") or 0) < 2**63:
+        raise ArtifactError(f"the artifact's seed is {facts['seed']}; allowed: 0 to 2**63 - 1")
+    for value in (facts.get("versions") or {}).values():
+        if not isinstance(value, str):
+            raise ArtifactError(f"the artifact's versions hold {str(value)[:100]!r}, which is no text")
+    if facts.get("recipe") is not None:
+        _recipe(Recipe(**facts["recipe"]), {})
+    dtype: torch.dtype = getattr(torch, facts["dtype"])
+    return dtype
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_META:
-            raise ArtifactError(f"'{path}' is larger than {_MAX_META} bytes, so it is not a posterior's JSON")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read '{path}': {error.strerror or error}") from error
-    try:
-        meta = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' is not JSON ({_kind(raw)}); nothing was loaded") from error
-    if not isinstance(meta, dict) or meta.get("format") != "pyro-zoo posterior":
+    meta = artifacts.read_json(path)
+    if meta.get("format") != _FORMAT:
         raise ArtifactError(f"'{path}' is JSON, but not of a pyro-zoo posterior")
-    if not isinstance(meta.get("schema"), int) or not 1 <= meta["schema"] <= _SCHEMA:
-        raise ArtifactError(f"'{path}' has schema {meta.get('schema')!r}; this version reads 1 to {_SCHEMA}")
+    schema = meta.get("schema")
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= _SCHEMA:
+        raise ArtifactError(f"'{path}' has schema {str(schema)[:100]}; this version reads 1 to {_SCHEMA}")
+    expected = _OLD if schema == 1 else _KEYS
+    wrong = sorted(expected ^ set(meta))
+    if wrong:
+        lack = "lacks" if wrong[0] in expected else "holds, unexpectedly,"
+        raise ArtifactError(f"'{path}' {lack} '{wrong[0][:200]}'")
+    if schema > 1 and meta["checksum"] != artifacts.digest({k: v for k, v in meta.items() if k != "checksum"}):
+        raise ArtifactError(f"'{path}' was changed: its checksum is not the one that it carries")
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "name": str, "method": (str, type(None)), "hyper": dict, "engine": str, "losses": list, "info": dict,
+        "restarts": list, "data": dict, "files": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if key in meta and not isinstance(meta[key], kind):
+            raise ArtifactError(f"'{path}': '{key}' is a {type(meta[key]).__name__}")
+    if meta["engine"] not in ("svi", "nuts"):
+        raise ArtifactError(f"'{path}': the engine is '{meta['engine'][:100]}'; known: nuts, svi")
+    if not all(isinstance(facts, dict) for facts in meta["restarts"]):
+        raise ArtifactError(f"'{path}': not every restart is described")
     return meta
 
 
-def _read_tensors(path: Path, meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load as load_bytes
-
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read '{path}': {error.strerror or error}") from error
-    if raw[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or raw[:4] == b"PK\x03\x04":
-        raise ArtifactError(f"'{path}' is {_kind(raw)}, which is never loaded; a posterior is stored as safetensors")
-    if len(raw) < 8 or struct.unpack("<Q", raw[:8])[0] > len(raw):
-        raise ArtifactError(f"'{path}' is truncated or not a safetensors file ({len(raw)} bytes)")
-    if hashlib.sha256(raw).hexdigest() != meta.get("sha256"):
-        raise ArtifactError(f"'{path}' was changed or truncated: its checksum is not the one in {_META}")
-    try:
-        found: dict[str, Tensor] = load_bytes(raw)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"'{path}' is not a safetensors file: {error}") from error
-    return found
-
-
-def _kind(raw: bytes) -> str:
-    if raw[:1] == b"\x80":
-        return "a pickle"
-    if raw[:2] == b"PK":
-        return "a zip archive, perhaps one of torch.save"
-    return "empty" if not raw else "other bytes"
+def _checks(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return checksum and size of the tensors."""
+    if meta["schema"] == 1:
+        return {"sha256": meta["sha256"]}
+    about = meta["files"].get(_TENSORS)
+    if not isinstance(about, dict) or not isinstance(about.get("bytes"), int) or set(meta["files"]) != {_TENSORS}:
+        raise ArtifactError(f"'{folder / _META}' does not describe {_TENSORS} alone, with its size")
+    return {"sha256": about.get("sha256"), "size": about["bytes"]}
 
 
 def _write_together(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -745,6 +950,11 @@ def _write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             os.replace(scratch / name, folder / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _spelt(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what JSON cannot hold as text, which hyper-parameters are read from too."""
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in hyper.items()}
 
 
 def _finite(value: Any) -> Any:

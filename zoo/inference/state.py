@@ -151,6 +151,7 @@ class State:
             if found is None or found.shape != value.shape or found.dtype != value.dtype:
                 got = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
                 raise ArtifactError(f"checkpoint: '{name}' is {got}; this fit has {value.dtype} {tuple(value.shape)}")
+        self._check(tensors)
         device = self.theta.device
         self.theta = tensors["theta"].to(device).clone()
         self.counts = tensors["counts"].to(device).clone()
@@ -169,3 +170,27 @@ class State:
             self.order = Order(
                 rows, size, tensors["order.generator_state"].clone(), tensors["order.permutation"].clone(), cursor
             )
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise unless the entries whose shapes and values change during a fit are ones that a fit could have."""
+        rows = int(tensors["step"])
+        history = tensors.get("history", torch.empty(0, len(self.counts), dtype=self.theta.dtype))
+        if history.shape != (rows, len(self.counts)) or not history.is_floating_point():
+            raise ArtifactError(
+                f"checkpoint: 'history' is {history.dtype} {tuple(history.shape)} at step {rows} of "
+                f"{len(self.counts)} losses"
+            )
+        if not bool(torch.isfinite(tensors["theta"]).all()):
+            raise ArtifactError("checkpoint: its parameters hold NaN or infinite values")
+        states = [tensors[f"rng.{k}"] for k in self.rng if k == "cpu"]
+        if self.order is not None:
+            states.append(tensors["order.generator_state"])
+            order, cursor = tensors.get("order.permutation", torch.empty(1)), int(tensors["order.numbers"][2])
+            whole = torch.arange(self.order.num_rows if len(order) else 0)
+            if not torch.equal(order.sort().values, whole) or not 0 <= cursor <= len(order):
+                raise ArtifactError("checkpoint: its order of the rows is none, or its position is outside of it")
+        for state in states:
+            try:
+                torch.Generator().set_state(state)
+            except (RuntimeError, TypeError) as error:
+                raise ArtifactError("checkpoint: its random state is none") from error
