@@ -214,7 +214,19 @@ def test_a_folder_of_images_is_data() -> None:
 
 def test_help_and_version() -> None:
     assert run("--version").stdout.strip() == f"pyro-zoo {zoo.__version__}"
-    commands = ("list", "show", "cite", "fit", "predict", "report", "check", "reproduce", "diagnostics", "data")
+    commands = (
+        "list",
+        "show",
+        "cite",
+        "fit",
+        "predict",
+        "report",
+        "check",
+        "reproduce",
+        "diagnostics",
+        "doctor",
+        "data",
+    )
     text = run("--help").stdout
     assert all(c in text for c in commands)
     for command in commands:

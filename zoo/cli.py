@@ -1267,6 +1267,49 @@ def references(
         raise typer.Exit(1)
 
 
+@app.command(epilog=_EPILOG)
+def doctor(
+    ctx: typer.Context,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Do not try to compile; saves some 20 s.")] = False,
+) -> None:
+    """Say what a bug report needs: versions, machine, compiler, cache, device. Exits with 1 if something is wrong."""
+    from zoo.doctor import examine
+
+    say: Say = ctx.obj
+    if not no_compile:
+        say.note("compiling a function, which takes some 20 seconds")
+    with _warnings(say):
+        found = examine(compile=not no_compile)
+    cache, works = found.cache, found.compiles["works"]
+    tried = "not tried" if works is None else f"works, {found.compiles['seconds']:.0f} s" if works else "fails"
+    git = "no checkout"
+    if found.git is not None:
+        git = f"commit {found.git['commit'][:12]}{', with changes' if found.git['changed'] else ''}"
+    rows = {
+        "pyro-zoo": f"{found.versions['pyro-zoo']} ({git})",
+        "python": f"{found.python['version']}, {found.python['implementation']}, {found.python['executable']}",
+        "system": f"{found.platform['system']} {found.platform['release']}, {found.platform['architecture']}",
+        "processor": f"{found.platform['processor']}; {found.cores['usable']} of {found.cores['machine']} cores",
+        "memory": _size(found.memory) if found.memory else "unknown",
+        "threads": f"{found.threads['within']} within an operation, {found.threads['between']} between",
+        "devices": ", ".join(found.devices),
+        "compiler": f"{found.compiler['path']}: {found.compiler['version']}" if found.compiler["path"] else "none",
+        "compiling": tried,
+        "cache": f"{cache['folder']}: {cache['files']:,} files, {_size(cache['bytes'])}",
+        "packages": ", ".join(f"{k} {v or 'missing'}" for k, v in found.versions.items() if k != "pyro-zoo"),
+        "extras": ", ".join(f"{k} {v or 'absent'}" for k, v in found.extras.items()),
+        "variables": ", ".join(f"{k}={v}" for k, v in found.variables.items()) or "none",
+    }
+    table = _table("", "")
+    table.show_header = False
+    for key, value in rows.items():
+        _add(table, key, value)
+    problems = [f"problem: {problem}" for problem in found.problems]
+    say.result(found.to_json(), table, *(problems or ["nothing is wrong"]), bare="\n".join(found.problems))
+    if found.problems:
+        raise typer.Exit(1)
+
+
 # --------------------------------------------------------------------------------------------------------- authors
 @app.command(epilog=_EPILOG)
 def new(

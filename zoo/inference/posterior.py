@@ -142,7 +142,7 @@ class Posterior:
         """
         import pyro
 
-        from zoo.inference.runner import _dataset, trainer_layout, versions
+        from zoo.inference.runner import _dataset, git_state, trainer_layout, versions
 
         if pair.guide is None:
             raise PairError("this pair has no guide, so nothing of it was trained")
@@ -163,7 +163,9 @@ class Posterior:
             "dtype": str(floating.dtype).removeprefix("torch."),
             "device": str(floating.device),
             "steps": len(history),
+            "threads": torch.get_num_threads(),
             "versions": versions(),
+            "git": git_state(),
         }
         if recipe is not None:
             info |= {"recipe": dataclasses.asdict(recipe), "steps": recipe.steps}
@@ -871,6 +873,8 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "compile_seconds": _NUMBER,
     "final_loss": _NUMBER,
     "seconds": (int, float, dict),
+    "fitted_on": (str,),
+    "git": (dict,),
     "versions": (dict,),
     "recipe": (dict,),
 }

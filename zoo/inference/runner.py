@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import subprocess
 import sys
 import time
 import warnings
@@ -29,7 +30,7 @@ from zoo.inference.progress import Progress, ProgressEvent, bar
 from zoo.inference.svi import Trainer
 from zoo.types import Batch, Dataset, Diagnostic, Elbo, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
-__all__ = ["fit", "versions"]
+__all__ = ["fit", "git_state", "versions"]
 
 _ENGINES = ("nuts", "svi")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -185,6 +186,7 @@ def fit(
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "versions": versions(),
+        "git": git_state(),
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores",
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -584,6 +586,30 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "source"
     return found
+
+
+@functools.cache
+def git_state() -> dict[str, Any] | None:
+    """Return which commit of the zoo runs, where that is a checkout.
+
+    Returns:
+        ``commit``, and whether files that git knows were ``changed`` since; ``None`` if it is installed otherwise, or
+        git does not answer.
+    """
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
+    try:
+        changed = ask("status", "--porcelain", "--untracked-files=no")
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @contextmanager

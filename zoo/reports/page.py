@@ -253,7 +253,7 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         ("restarts", "Restarts"),
         ("skipped_steps", "Skipped steps, not finite"),
         ("seed", "Seed"),
-        ("device", "Device"),
+        ("fitted_on" if "fitted_on" in info else "device", "Device"),
         ("dtype", "Precision"),
         ("threads", "Threads"),
         ("machine", "Machine"),
@@ -261,6 +261,9 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
     ):
         if info.get(key) is not None:
             rows.append((label, show(info[key])))
+    if info.get("git"):
+        changed = ", with changes" if info["git"].get("changed") else ""
+        rows.append(("Code", f"commit {str(info['git'].get('commit'))[:12]}{changed}"))
     if "compiled" in info:
         reason = info.get("reason")
         rows.append(("Compiled", "yes" if info["compiled"] else f"no{f' ({reason})' if reason else ''}"))
