@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,12 +21,13 @@ import typer
 from typer.core import TyperGroup
 
 from zoo import __version__, outputs, registry
-from zoo.errors import ArtifactError, DataError, PairError, UnknownNameError, ZooError, suggest
+from zoo.errors import ArtifactError, DataError, PairError, RankError, UnknownNameError, ZooError, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from zoo.inference.distributed import Ranks
     from zoo.inference.posterior import Posterior
     from zoo.types import Dataset, Diagnostic, Method
 
@@ -116,6 +117,13 @@ def _number(value: Any) -> str:
     return show(value)
 
 
+def _rank() -> int | None:
+    """Return which of several processes of ``torchrun`` this one is; ``None``: it is alone."""
+    env = os.environ
+    launched = all(name in env for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(env["RANK"]) if launched and env["WORLD_SIZE"] != "1" else None
+
+
 def _fail(error: BaseException | str) -> NoReturn:
     typer.echo(f"error: {' '.join(str(error).split())}", err=True)
     raise typer.Exit(2)
@@ -133,12 +141,15 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo(f"error: interrupted{stop.args[0] if stop.args else ''}", err=True)
+            if not _rank():
+                typer.echo(f"error: interrupted{stop.args[0] if stop.args else ''}", err=True)
             raise typer.Exit(128 + signal.SIGINT) from None
         except Exception as error:
             debug = bool(ctx.params.get("debug"))
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or debug:
                 raise
+            if _rank() and isinstance(error, ZooError) and not (isinstance(error, RankError) and error.lost):
+                raise typer.Exit(2) from None  # rank 0 says it
             if isinstance(error, ZooError):
                 _fail(error)
             if isinstance(error, OSError):
@@ -180,6 +191,8 @@ def _root(
     ] = False,
 ) -> None:
     ctx.obj = Say(quiet=quiet or json, json=json, debug=debug)
+    if _rank() is not None and ctx.invoked_subcommand != "fit":
+        raise DataError(f"only `zoo fit` runs on several ranks; start `zoo {ctx.invoked_subcommand}` without torchrun")
 
 
 # ------------------------------------------------------------------------------------------------------ catalogue
@@ -587,54 +600,99 @@ def fit(
         bool, typer.Option("--report/--no-report", help="Write report.html, report.json and MODEL_CARD.md.")
     ] = True,
 ) -> None:
-    """Fit a method to data; write the posterior and its report."""
-    say: Say = ctx.obj
-    if resume is not None:
-        given = _given(ctx) - {"resume"}
-        if given:
-            raise DataError(f"--resume takes the settings of the interrupted fit; leave out {', '.join(sorted(given))}")
-        settings = _read_settings(resume)
-        folder = resume
-    else:
-        if name is None:
-            raise DataError("name a method (`zoo list` shows them), or go on with one: zoo fit --resume DIR")
-        settings = {
-            "name": name,
-            "data": data,
-            "target": target,
-            "drop": drop or [],
-            "missing": missing.value,
-            "group": group,
-            "task": _value(task),
-            "hyper": _pairs(hyper or []),
-            "engine": _value(engine),
-            "steps": steps,
-            "seed": seed,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "restarts": restarts,
-            "skip_nonfinite": skip_nonfinite or None,
-            "chains": chains,
-            "tune": tune,
-            "draws": draws,
-            "checkpoint": checkpoint or checkpoint_every is not None or checkpoint_keep is not None,
-            "checkpoint_every": checkpoint_every,
-            "checkpoint_keep": checkpoint_keep,
-            "device": device,
-            "dtype": _value(dtype),
-            "compile": not no_compile,
-            "report": report,
-            "command": _command(ctx),
-        }
-        if data is not None and Path(data).exists():
-            settings["data"] = str(Path(data).resolve())
-        folder = out if out is not None else _free(Path("runs") / name)
-        _refuse_existing(folder, overwrite)
-    result, shown = _fit(say, settings, folder, resume=resume is not None)
-    say.result(result, *shown, bare=str(folder))
+    """Fit a method to data; write the posterior and its report.
+
+    Started by `torchrun --nproc-per-node N -m zoo fit ...`, N ranks share every batch (svi).
+    """
+    with ExitStack() as stack:
+        ranks: Ranks | None = None
+        if _rank() is not None:
+            ranks = stack.enter_context(_joined())
+        say: Say = ctx.obj if ranks is None or ranks.first else Say(quiet=True)
+        folder, settings = Path(), {}
+        with _together(ranks):
+            if resume is not None:
+                given = _given(ctx) - {"resume"}
+                if given:
+                    listed = ", ".join(sorted(given))
+                    raise DataError(f"--resume takes the settings of the interrupted fit; leave out {listed}")
+                folder = resume
+                if ranks is None or ranks.first:
+                    settings = _read_settings(resume)
+            else:
+                if name is None:
+                    raise DataError("name a method (`zoo list` shows them), or go on with one: zoo fit --resume DIR")
+                settings = {
+                    "name": name,
+                    "data": data,
+                    "target": target,
+                    "drop": drop or [],
+                    "missing": missing.value,
+                    "group": group,
+                    "task": _value(task),
+                    "hyper": _pairs(hyper or []),
+                    "engine": _value(engine),
+                    "steps": steps,
+                    "seed": seed,
+                    "learning_rate": learning_rate,
+                    "batch_size": batch_size,
+                    "restarts": restarts,
+                    "skip_nonfinite": skip_nonfinite or None,
+                    "chains": chains,
+                    "tune": tune,
+                    "draws": draws,
+                    "checkpoint": checkpoint or checkpoint_every is not None or checkpoint_keep is not None,
+                    "checkpoint_every": checkpoint_every,
+                    "checkpoint_keep": checkpoint_keep,
+                    "device": device,
+                    "dtype": _value(dtype),
+                    "compile": not no_compile,
+                    "report": report,
+                    "command": _command(ctx),
+                }
+                if data is not None and Path(data).exists():
+                    settings["data"] = str(Path(data).resolve())
+                folder = out if out is not None else _free(Path("runs") / name)
+                if ranks is None or ranks.first:
+                    _refuse_existing(folder, overwrite)
+        if ranks is not None and resume is not None:  # the other ranks may be on other machines
+            settings = jsonlib.loads(ranks.bytes(jsonlib.dumps(settings).encode()))
+        result, shown = _fit(say, settings, folder, resume=resume is not None, ranks=ranks)
+    if ranks is None or ranks.first:
+        say.result(result, *shown, bare=str(folder))
 
 
-def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> tuple[dict[str, Any], list[Any]]:
+@contextmanager
+def _joined() -> Iterator[Ranks]:
+    """Join the ranks; a request to end, as `torchrun` makes when another rank has failed, becomes an error."""
+    from zoo.inference.distributed import join
+
+    with join() as ranks:
+
+        def end(*_: Any) -> None:
+            if not ranks.ended:  # or it interrupts what is done about a rank that was lost
+                ranks.ended = True
+                text = f"rank {ranks.rank}: told to end (SIGTERM), as torchrun does when another rank has failed"
+                raise RankError(text, lost=True)
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield ranks
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _together(ranks: Ranks | None) -> AbstractContextManager[None]:
+    if ranks is None:
+        return nullcontext()
+    from zoo.inference.distributed import together
+
+    return together(ranks)
+
+
+def _fit(
+    say: Say, settings: dict[str, Any], folder: Path, *, resume: bool, ranks: Ranks | None = None
+) -> tuple[dict[str, Any], list[Any]]:
     """Run a fit with its checkpoints, and put its folder in place whole.
 
     Args:
@@ -642,15 +700,80 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
         settings: Options of the command line.
         folder: Where the posterior goes.
         resume: Whether ``folder`` holds a checkpoint to go on from.
+        ranks: The processes that share the fit, of which the first writes; ``None`` is one alone.
 
     Returns:
-        The result as JSON-able dict, and what is shown of it.
+        The result as JSON-able dict, and what is shown of it; nothing on ranks other than the first.
 
     Raises:
         DataError: If the data, the options or the folder are no good.
         PairError: If the method is a diagnostic, or options do not fit the engine.
+        RankError: If another rank fails or is lost.
     """
     from zoo.reports import CARD
+
+    first = ranks is None or ranks.first
+    checkpoint = settings["checkpoint"]
+    with ExitStack() as stack:
+        begun = False
+        with _together(ranks):
+            method, dataset, engine, options = _chosen(say, settings)
+            if first:
+                begun = resume and bool(outputs.checkpoints(folder))
+                if resume and not begun:
+                    say.note("the fit was interrupted before its first checkpoint; it begins anew")
+                stage = stack.enter_context(outputs.whole(folder, keep=checkpoint, resume=resume))
+                if checkpoint and not resume:
+                    from zoo.reports.files import dumps, write_texts
+
+                    write_texts({folder / outputs.SETTINGS: dumps(settings)})
+        shared = "" if ranks is None else f", {ranks.size} ranks"
+        say.note(f"{method.title}: {dataset.name}, {engine}{shared}")
+        with _warnings(say):
+            from zoo.inference.runner import fit as run
+
+            try:
+                posterior = run(
+                    method,
+                    dataset,
+                    engine=settings["engine"],
+                    seed=settings["seed"],
+                    restarts=settings["restarts"],
+                    device=settings["device"],
+                    dtype=settings["dtype"],
+                    compile=settings["compile"],
+                    checkpoint=folder if checkpoint else None,
+                    resume=begun,
+                    distributed=ranks or False,
+                    progress=not say.quiet,
+                    **options,
+                )
+            except RankError as error:
+                if not error.lost or not outputs.checkpoints(folder):
+                    raise
+                more = f"torchrun --nproc-per-node N -m zoo fit --resume {shlex.quote(str(folder))}"
+                raise RankError(f"{error}; go on, with any number of ranks: {more}", lost=True) from error
+            if not first:
+                return {}, []
+            posterior.info["command"] = settings["command"]
+            posterior.save(stage)
+            if settings["report"]:
+                say.note("checking the posterior and writing the report")
+                posterior.report(stage / "report.html")
+            result = _outcome(posterior, stage / "report.json" if settings["report"] else None)
+    result |= {"name": method.name, "data": dataset.name, "engine": engine, "folder": str(folder)}
+    files = {"posterior": folder / "posterior.safetensors"}
+    if settings["report"]:
+        files |= {"report": folder / "report.html", "numbers": folder / "report.json", "card": folder / CARD}
+    result["files"] = {k: str(v) for k, v in files.items()}
+    shown: list[Any] = _outcome_tables(result)
+    shown += [f"{label + ':':<11}{path}" for label, path in files.items()]
+    shown += _verdict_lines(result)
+    return result, shown
+
+
+def _chosen(say: Say, settings: Mapping[str, Any]) -> tuple[Method[Any], Dataset, str, dict[str, Any]]:
+    """Return the method, data and engine that settings name, and the further arguments of the runner."""
     from zoo.types import Diagnostic, hyper_from_json
 
     method = registry.get(settings["name"])
@@ -669,50 +792,8 @@ def _fit(say: Say, settings: dict[str, Any], folder: Path, *, resume: bool) -> t
     own.check(method)
     with _warnings(say):
         dataset = _dataset(settings["data"] or method.default_data, own)
-    checkpoint = settings["checkpoint"]
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings.get(k) is not None}
-    begun = resume and bool(outputs.checkpoints(folder))
-    if resume and not begun:
-        say.note("the fit was interrupted before its first checkpoint; it begins anew")
-    with outputs.whole(folder, keep=checkpoint, resume=resume) as stage:
-        if checkpoint and not resume:
-            from zoo.reports.files import dumps, write_texts
-
-            write_texts({folder / outputs.SETTINGS: dumps(settings)})
-        say.note(f"{method.title}: {dataset.name}, {engine}")
-        with _warnings(say):
-            from zoo.inference.runner import fit as run
-
-            posterior = run(
-                method,
-                dataset,
-                hyper=hyper,
-                engine=settings["engine"],
-                seed=settings["seed"],
-                restarts=settings["restarts"],
-                device=settings["device"],
-                dtype=settings["dtype"],
-                compile=settings["compile"],
-                checkpoint=folder if checkpoint else None,
-                resume=begun,
-                progress=not say.quiet,
-                **options,
-            )
-            posterior.info["command"] = settings["command"]
-            posterior.save(stage)
-            if settings["report"]:
-                say.note("checking the posterior and writing the report")
-                posterior.report(stage / "report.html")
-            result = _outcome(posterior, stage / "report.json" if settings["report"] else None)
-    result |= {"name": method.name, "data": dataset.name, "engine": engine, "folder": str(folder)}
-    files = {"posterior": folder / "posterior.safetensors"}
-    if settings["report"]:
-        files |= {"report": folder / "report.html", "numbers": folder / "report.json", "card": folder / CARD}
-    result["files"] = {k: str(v) for k, v in files.items()}
-    shown: list[Any] = _outcome_tables(result)
-    shown += [f"{label + ':':<11}{path}" for label, path in files.items()]
-    shown += _verdict_lines(result)
-    return result, shown
+    return method, dataset, engine, options | {"hyper": hyper}
 
 
 def _outcome(posterior: Posterior, report: Path | None) -> dict[str, Any]:
@@ -1485,6 +1566,11 @@ def _command(ctx: typer.Context) -> str:
     """
     given = _given(ctx)
     words = ["zoo", str(ctx.command.name)]
+    if _rank() is not None:
+        env = os.environ
+        each, nodes = env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]), env.get("GROUP_WORLD_SIZE", "1")
+        more = [] if nodes == "1" else ["--nnodes", nodes]
+        words = ["torchrun", *more, "--nproc-per-node", each, "-m", *words]
     for param in ctx.command.params:
         key = str(param.name)
         if key not in given:

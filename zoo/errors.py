@@ -14,6 +14,7 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "PairError",
+    "RankError",
     "UnknownMethodError",
     "UnknownNameError",
     "ZooError",
@@ -53,6 +54,18 @@ class NonFiniteError(EngineError, ArithmeticError):
     """
 
     params: Mapping[str, Any] = MappingProxyType({})
+
+
+class RankError(EngineError):
+    """Another rank of a distributed fit failed, or was lost.
+
+    Attributes:
+        lost: Whether it does not answer any more, so that it cannot say itself what happened.
+    """
+
+    def __init__(self, text: str, *, lost: bool = False) -> None:
+        super().__init__(text)
+        self.lost = lost
 
 
 class ArtifactError(ZooError, ValueError):

@@ -167,7 +167,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert about["step"] == 10 * (1 + int(means.argmin()))
     assert about["loss"] == pytest.approx(float(means.min()))
     assert int(tensors["step"]) == about["step"]
-    assert set(about["surroundings"]) == {"versions", "machine", "threads", "device", "mode"}
+    assert set(about["surroundings"]) == {"versions", "machine", "threads", "device", "mode", "ranks"}
     assert set(about["surroundings"]["versions"]) >= {"pyro-zoo", "torch", "pyro-ppl", "numpy", "python"}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zoo.errors import ArtifactError, DataError
 from zoo.inference.state import State
 from zoo.outputs import BEST, CHAIN_MARK, STATE_MARK
 
-__all__ = ["Chains", "Checkpoint", "read"]
+__all__ = ["Chains", "Checkpoint", "difference", "read"]
 
 _PART = ".checkpoint.part"  # one name, so that what a killed process leaves is overwritten
 
@@ -31,8 +32,8 @@ class _Store:
     Args:
         folder: Made if absent.
         identity: What the fit is. Files of another fit are refused.
-        surroundings: What else decides its last bits: versions, machine, threads, device, mode. Where these differ, the
-            fit goes on with a warning.
+        surroundings: What else decides its last bits: versions, machine, threads, device, mode, number of ranks. Where
+            these differ, the fit goes on with a warning.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], surroundings: Mapping[str, Any]) -> None:
@@ -57,16 +58,17 @@ class _Store:
                 f"cannot write a checkpoint to '{self.folder}': {error.strerror or error}; earlier ones are intact"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
     def _compare(self, about: Mapping[str, Any]) -> None:
-        difference = _difference(about["identity"], self.identity)
-        if difference:
-            raise ArtifactError(f"the checkpoint in '{self.folder}' has {difference}")
-        difference = _difference(about["surroundings"], self.surroundings)
-        if difference:
+        found = difference(about["identity"], self.identity)
+        if found:
+            raise ArtifactError(f"the checkpoint in '{self.folder}' has {found}")
+        found = difference(about["surroundings"], self.surroundings)
+        if found:
             warnings.warn(
-                f"the checkpoint in '{self.folder}' has {difference}; the fit goes on, but not bit for bit as it would "
+                f"the checkpoint in '{self.folder}' has {found}; the fit goes on, but not bit for bit as it would "
                 f"have without the interruption",
                 RuntimeWarning,
                 stacklevel=4,
@@ -79,7 +81,8 @@ class Checkpoint(_Store):
     Args:
         folder: Made if absent.
         identity: What the fit is: method, hyper-parameters, data, seed, recipe. Checkpoints of another are refused.
-        surroundings: Versions, machine, threads, device, mode. Where these differ, the fit goes on with a warning.
+        surroundings: Versions, machine, threads, device, mode, number of ranks. Where these differ, the fit goes on
+            with a warning.
         every: Steps between checkpoints.
         keep: How many of the newest are kept.
         best_from: Step from which on losses are compared with each other.
@@ -249,14 +252,23 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], within: str = "") -> str:
-    """Return ``KEY VALUE; this fit has VALUE`` for the first difference, or an empty string."""
+def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any], within: str = "") -> str:
+    """Return the first difference between what two fits say of themselves.
+
+    Args:
+        theirs: Of the other fit.
+        mine: Of this one.
+        within: Where in it they stand.
+
+    Returns:
+        ``KEY VALUE; this fit has VALUE``, or an empty string.
+    """
     for key in dict.fromkeys([*mine, *theirs]):
         a, b = theirs.get(key), mine.get(key)
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            return _difference(a, b, f"{within}{key}.")
+            return difference(a, b, f"{within}{key}.")
         return f"{within}{key} {_short(a)}; this fit has {_short(b)}"
     return ""
 

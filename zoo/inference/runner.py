@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -13,16 +14,18 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
-from zoo.errors import DataError, NonFiniteError, PairError, UnknownNameError, suggest
-from zoo.inference.checkpoint import Chains, Checkpoint
+from zoo.errors import DataError, NonFiniteError, PairError, RankError, UnknownNameError, suggest
+from zoo.inference.checkpoint import Chains, Checkpoint, difference
+from zoo.inference.distributed import Ranks, join, together
 from zoo.inference.objectives import losses_of
 from zoo.inference.posterior import Posterior
 from zoo.inference.program import Layout, pyro_world, seeded, stream
@@ -72,6 +75,7 @@ def fit(
     checkpoint_keep: int = 2,
     resume: bool = False,
     init: Mapping[str, Tensor] | None = None,
+    distributed: bool | Ranks = False,
     progress: bool | Progress | None = None,
     name: str | None = None,
 ) -> Posterior:
@@ -115,6 +119,9 @@ def fit(
             restart or chain that has none begins anew.
         init: (svi) Initial values of the guide's parameters by name, as ``posterior.params`` holds them; those that
             are not named start as the guide says.
+        distributed: (svi) Share every batch among the ranks that ``torchrun`` started, or those of the process group
+            that exists. Each of them calls this function with the same arguments and gets the same posterior; rank 0
+            alone writes and shows progress. ``batch_size`` counts the rows of all ranks.
         progress: ``True`` for a progress bar, or a function of progress events.
         name: Name of a bare pair's posterior.
 
@@ -128,7 +135,8 @@ def fit(
             parameters, which are also in the folder for checkpoints.
         DataError: If the data do not hold what the method's task needs, an option is out of range, or there is no
             checkpoint to resume.
-        PairError: If the engine cannot run this pair.
+        PairError: If the engine cannot run this pair, or several ranks cannot.
+        RankError: If another rank of a distributed fit fails or is lost, or was given other data or options.
     """
     found: Method[Any] | None = None
     if isinstance(method, str):
@@ -145,6 +153,11 @@ def fit(
     dataset = _dataset(data, found)
     hyper = _hyper(found, hyper)
     engine = _engine(engine, found, method)
+    if distributed and engine != "svi":
+        raise PairError(
+            f"engine '{engine}' does not share its work among ranks, only svi does; start it in one process, where its "
+            "chains run side by side"
+        )
     dtype = dtype or ("float64" if engine == "nuts" else "float32")
     if dtype not in _DTYPES:
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
@@ -203,27 +216,36 @@ def fit(
     }
     surroundings = {key: about[key] for key in ("versions", "machine", "threads", "device")}
     folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        _check_folder(folder, resume)
-    with bar(progress) as tell:
+    with _ranks(distributed, device) as ranks, bar(progress if ranks is None or ranks.first else None) as tell:
+        with together(ranks):
+            if folder is not None and (ranks is None or ranks.first):
+                _check_folder(folder, resume)
+        if ranks is not None:
+            about["ranks"] = ranks.size
         if engine == "nuts":
-            own = {"draws": draws, "tune": tune, "target_accept": target_accept, "sampler": sampler}
-            own["low_rank_mass_matrix"] = low_rank_mass_matrix
+            chosen = {"draws": draws, "tune": tune, "target_accept": target_accept, "sampler": sampler}
+            chosen["low_rank_mass_matrix"] = low_rank_mass_matrix
             return _sample(
                 build(seed), common, about, tell, seed=seed, chains=chains, draws=draws, tune=tune, compile=compile,
                 target_accept=target_accept, sampler=sampler, low_rank=low_rank_mass_matrix, dtype=dtype,
-                store=None if folder is None else Chains(folder, identity | own, surroundings), resume=resume,
+                store=None if folder is None else Chains(folder, identity | chosen, surroundings), resume=resume,
             )  # fmt: skip
         fits = []
         for at in range(seed, seed + restarts):
             pair, keep = build(at), None
+            own = (
+                identity
+                | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
+                | {"early_stopping": early_stopping, "skip_nonfinite": skip_nonfinite, "init": _digest(init)}
+            )
+            if ranks is not None:
+                shared = {"compile": compile, "restarts": restarts, "checkpoint": folder is not None}
+                _agree(ranks, own | shared | {"checkpoint_every": checkpoint_every})
             if folder is not None:
                 keep = Checkpoint(
                     folder if restarts == 1 else folder / f"restart-{at - seed}",
-                    identity
-                    | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
-                    | {"early_stopping": early_stopping, "skip_nonfinite": skip_nonfinite, "init": _digest(init)},
-                    surroundings,
+                    own,
+                    surroundings | {"ranks": 1 if ranks is None else ranks.size},
                     every=checkpoint_every or max(recipe.steps // 10, 1),
                     keep=checkpoint_keep,
                     best_from=recipe.kl_warmup * recipe.steps,
@@ -232,7 +254,7 @@ def fit(
                 _descend(
                     pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
                     compile=compile, early_stopping=early_stopping, skip=skip_nonfinite, checkpoint=keep,
-                    resume=resume, init=init,
+                    resume=resume, init=init, ranks=ranks,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -258,29 +280,49 @@ def _descend(
     checkpoint: Checkpoint | None,
     resume: bool,
     init: Mapping[str, Tensor] | None,
+    ranks: Ranks | None,
     label: str,
 ) -> Posterior:
     """Run SVI to the end and wrap the result."""
     data: Dataset = common["data"]
+    first = ranks is None or ranks.first
     tell(ProgressEvent("compiling", 0, recipe.steps, label))
-    trainer = Trainer(
-        pair,
-        data.train,
-        whole=data.whole,
-        recipe=recipe,
-        seed=seed,
-        dtype=_DTYPES[dtype],
-        device=device,
-        compile=compile,
-        init=init,
-        skip=skip,
-    )
+    with together(ranks):
+        trainer = Trainer(
+            pair,
+            data.train,
+            whole=data.whole,
+            recipe=recipe,
+            seed=seed,
+            dtype=_DTYPES[dtype],
+            device=device,
+            compile=compile,
+            init=init,
+            skip=skip,
+            ranks=ranks,
+        )
+    if ranks is not None:
+        _agree(ranks, {"parameters": {n: list(v.shape) for n, v in trainer.layout.values.items()}})
+        trainer.agree()
     _say_once(common["name"], trainer.program.reason if compile else "")
-    if checkpoint is not None:
-        checkpoint.identity["parameters"] = {n: list(v.shape) for n, v in trainer.layout.values.items()}
-        checkpoint.surroundings["mode"] = "compiled" if trainer.program.compiled else "eager"
-        if resume and checkpoint.files():
-            checkpoint.restore(trainer.state)
+    with together(ranks):
+        if checkpoint is not None:
+            checkpoint.identity["parameters"] = {n: list(v.shape) for n, v in trainer.layout.values.items()}
+            checkpoint.surroundings["mode"] = "compiled" if trainer.program.compiled else "eager"
+            if resume and first and checkpoint.files():
+                checkpoint.restore(trainer.state)
+    if ranks is not None:
+        payload = ranks.bytes(save(trainer.state.tensors()) if first else b"")
+        if not first:
+            trainer.state.load(load(payload))
+
+    def keep() -> None:
+        with together(ranks):
+            if ranks is not None:
+                ranks.check_equal(trainer.state.theta, "parameters")
+            if checkpoint is not None and first:
+                checkpoint.save(trainer.state)
+
     started, reason = time.perf_counter(), "all steps taken"
     window, size = max(100, recipe.steps // 20), 1
     try:
@@ -293,6 +335,8 @@ def _descend(
             if checkpoint is not None:
                 stops.append(checkpoint.every - at % checkpoint.every)
             count = min(size, *stops)
+            if ranks is not None:  # how far a block goes is a matter of speed, and the ranks differ in it
+                count = ranks.number(count)
             tick = time.perf_counter()
             losses = trainer.run(count)
             passed = time.perf_counter() - tick
@@ -302,15 +346,22 @@ def _descend(
             at += count
             tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
             if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
-                checkpoint.save(trainer.state)
+                keep()
+        if ranks is not None:
+            ranks.check_equal(trainer.state.theta, "parameters")
     except KeyboardInterrupt:
-        if checkpoint is not None:  # so that nothing is lost, not only what came before the latest multiple
+        if checkpoint is not None and first:  # so that nothing is lost, not only what came before the latest multiple
             checkpoint.save(trainer.state)
         raise
+    except RankError as error:
+        if checkpoint is None or not first or not error.lost:
+            raise
+        checkpoint.save(trainer.state)
+        raise RankError(f"{error}; step {int(trainer.state.step)} is in '{checkpoint.folder}'", lost=True) from error
     except NonFiniteError as error:
         if checkpoint is None:
             raise
-        checkpoint.save(trainer.state)
+        keep()
         told = NonFiniteError(
             f"{error}; the last good state, of step {int(trainer.state.step)}, is in '{checkpoint.folder}'"
         )
@@ -343,6 +394,25 @@ def _descend(
         info=info,
         **common,
     )
+
+
+@contextmanager
+def _ranks(distributed: bool | Ranks, device: str) -> Iterator[Ranks | None]:
+    """Yield the ranks of the fit, or ``None`` for a process alone."""
+    if not distributed:
+        yield None
+        return
+    with nullcontext(distributed) if isinstance(distributed, Ranks) else join() as ranks, ranks.on(device):
+        yield ranks
+
+
+def _agree(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Raise on all ranks unless they were called for the same fit."""
+    text = json.dumps(facts)
+    with together(ranks):
+        found = difference(json.loads(ranks.bytes(text.encode())), json.loads(text))
+        if found:
+            raise DataError(f"rank 0 has {found.replace('; this fit', f'; rank {ranks.rank}')}; all need the same")
 
 
 def _sample(

@@ -2,7 +2,8 @@ r"""Stochastic variational inference on a compiled whole-program graph.
 
 One step -- guide and model, log densities, gradients, clipping, schedules and the optimiser -- is one function of the
 :class:`~zoo.inference.state.State`'s tensors. It runs compiled where it can be traced, else eagerly; both give the same
-losses, as they draw the same random numbers.
+losses, as they draw the same random numbers. Where ranks share the batches, gradient and update are two such functions,
+with the sum over the ranks between them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError
+from zoo.inference.distributed import Ranks, check_pair
 from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
 from zoo.inference.state import Order, State
@@ -81,10 +83,13 @@ class Trainer:
         compile: Whether to compile; ``False`` runs eagerly.
         init: Constrained initial values of parameters by name; the others start as the pair says.
         skip: Whether an update whose loss or gradient is not finite is left out, in place of stopping the fit.
+        ranks: The processes that share every batch; ``None`` is one alone.
 
     Raises:
-        DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint.
-        PairError: If there is no guide, nothing to train, or model and guide do not fit each other.
+        DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint,
+            or a batch has fewer rows than there are ranks.
+        PairError: If there is no guide, nothing to train, model and guide do not fit each other, or the pair cannot be
+            fitted by several ranks.
     """
 
     def __init__(
@@ -100,8 +105,9 @@ class Trainer:
         compile: bool = True,
         init: Mapping[str, Tensor] | None = None,
         skip: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.skip = skip
+        self.skip, self.ranks, self.seed = skip, ranks, seed
         if pair.guide is None:
             raise PairError("this pair has no guide, so SVI cannot fit it; use engine='nuts'")
         self.pair, self.recipe, self.dtype, self.device = pair, recipe, dtype, torch.device(device)
@@ -109,18 +115,18 @@ class Trainer:
         self.rows = None
         if recipe.batch_size is not None and "index" in batch and recipe.batch_size < len(batch["index"]):
             self.rows = len(batch["index"])
-            self.row_keys = tuple(k for k in self.data if k not in whole)
-            for key in self.row_keys:
-                if self.data[key].dim() == 0 or len(self.data[key]) != self.rows:
-                    raise PairError(
-                        f"batch entry '{key}' has shape {tuple(self.data[key].shape)}, but 'index' has {self.rows} "
-                        f"rows; name it in Dataset.whole if it has no rows"
-                    )
+        if self.rows is not None or ranks is not None:
+            self.row_keys = self._row_keys(whole)
+        self.part = slice(0, recipe.batch_size) if self.rows is not None else slice(0, 0)  # of every batch
+        if ranks is not None:
+            self._take_part(ranks)
         losses = losses_of(pair.objective)
         self.functions = [(to_pyro(s.function) if isinstance(s.function, Elbo) else s.function) for s in losses]
         rng = seeded(seed, self.device)
         with self._world(validate=True), stream(rng):
             self.layout = self._discover()
+        if ranks is not None:
+            check_pair(pair, buffers=bool(self.layout.buffers))
         self.layout.values |= self.layout.unconstrained(init or {})
         self.sizes = [self.layout.values[n].numel() for n in self.layout.names]
         self.shapes = [self.layout.values[n].shape for n in self.layout.names]
@@ -141,15 +147,73 @@ class Trainer:
             rng=rng,
             order=None if self.rows is None else Order.fresh(self.rows, int(recipe.batch_size or 0), seed),
         )
-        self.program = Program(self._step, "compile=False")
+        if ranks is None:
+            self.program = Program(self._step, "compile=False")
+        else:
+            self._go_eager("compile=False")
         self.compile_seconds = 0.0
         if compile:
             started = time.perf_counter()
             with self._world(), stream(dict(rng)):
-                self.program = compile_function(
-                    self._traceable_step, self._inputs(self._example_rows()), eager=self._step
-                )
+                if ranks is None:
+                    self.program = compile_function(
+                        self._traceable_step, self._inputs(self._example_rows()), eager=self._step
+                    )
+                else:
+                    self._compile_both()
             self.compile_seconds = time.perf_counter() - started
+
+    def _row_keys(self, whole: frozenset[str]) -> tuple[str, ...]:
+        """Return the entries of the batch that have rows."""
+        if "index" not in self.data:
+            raise PairError("the batch has no rows (no 'index') to share among ranks; fit it in one process")
+        rows, keys = len(self.data["index"]), tuple(k for k in self.data if k not in whole)
+        for key in keys:
+            if self.data[key].dim() == 0 or len(self.data[key]) != rows:
+                raise PairError(
+                    f"batch entry '{key}' has shape {tuple(self.data[key].shape)}, but 'index' has {rows} rows; name "
+                    f"it in Dataset.whole if it has no rows"
+                )
+        return keys
+
+    def _take_part(self, ranks: Ranks) -> None:
+        """Take this rank's part of every batch: of its rows where these change, else of the data."""
+        num_data = len(self.data["index"])
+        total = int(self.recipe.batch_size or 0) if self.rows is not None else num_data
+        part = ranks.share(total)
+        self.weight_of_part = (part.stop - part.start) / total
+        self.scale_of_part = num_data / (part.stop - part.start)
+        if self.rows is not None:
+            self.part = part
+        else:
+            self.data = {k: v[part].clone() if k in self.row_keys else v for k, v in self.data.items()}
+
+    def _compile_both(self) -> None:
+        """Compile gradient and update, or neither."""
+        example = self._gradient_inputs(self._example_rows())
+        gradient = compile_function(lambda *v: self._gradient(*v, tracing=True), example, eager=self._gradient)
+        self._go_eager(gradient.reason)
+        if gradient.compiled:
+            bucket = torch.cat([self.state.theta, self.rate.new_zeros(1)])
+            update = compile_function(self._joint_update, [*self._update_inputs(), bucket])
+            if update.compiled:
+                self.program, self.update = gradient, update
+            else:
+                self._go_eager(update.reason)
+
+    def _go_eager(self, reason: str) -> None:
+        self.program, self.update = Program(self._gradient, reason), Program(self._joint_update, reason)
+
+    def agree(self) -> None:
+        """Run compiled on all ranks or on none, since their updates have to agree to the last bit.
+
+        Raises:
+            RankError: If another rank is lost.
+        """
+        if self.ranks is not None:
+            reason = next(filter(None, self.ranks.texts(self.program.reason)), "")
+            if reason:
+                self._go_eager(reason)
 
     def restart(self, batch: Batch, *, seed: int) -> None:
         """Begin a new fit on other data of the same shapes; what was compiled serves it too.
@@ -195,6 +259,8 @@ class Trainer:
             guide_trace = poutine.trace(guide).get_trace(batch)
             model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
             _check_sites(model_trace, guide_trace)
+            if self.ranks is not None:
+                self._check_scale(model_trace)
             for function in self.functions:
                 if isinstance(function, ELBO):
                     function.loss(self.pair.model, guide, batch)
@@ -217,6 +283,17 @@ class Trainer:
             line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
             raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {line}") from error
 
+    def _check_scale(self, model_trace: Any) -> None:
+        """Raise unless what is observed is scaled from this rank's rows to all: the parts would not add up."""
+        scales = [model_trace.nodes[n]["scale"] for n in model_trace.observation_nodes]
+        if not any(
+            torch.allclose(torch.as_tensor(s, dtype=torch.float64), _double(self.scale_of_part)) for s in scales
+        ):
+            raise PairError(
+                "the pair does not scale its rows from a part of the data to all of them, so that ranks cannot share "
+                "them; write pyro.plate(NAME, NUM_DATA, subsample=batch['index'])"
+            )
+
     def _mask(self, pattern: str) -> Tensor | None:
         import re
 
@@ -229,8 +306,7 @@ class Trainer:
         return None if bool(mask.all()) else mask.to(self.device)
 
     def _example_rows(self) -> Tensor:
-        rows = self.recipe.batch_size if self.rows is not None else 0
-        return torch.arange(rows or 0, device=self.device)
+        return torch.arange(self.part.stop - self.part.start, device=self.device)
 
     def _batch(self, rows: Tensor, data: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         data = self.data if data is None else data
@@ -284,6 +360,52 @@ class Trainer:
             new_counts.append(count)
         return (torch.stack(values), theta, *moments, torch.stack(new_counts), step + 1, *buffers)
 
+    def _gradient_inputs(self, rows: Tensor) -> list[Tensor]:
+        return [self.state.theta, self.state.step, self.weight, rows, *self.data.values()]
+
+    def _update_inputs(self) -> list[Tensor]:
+        s = self.state
+        return [s.theta, s.moments[0], s.counts, s.step, self.rate]
+
+    def _gradient(self, *inputs: Tensor, tracing: bool = False) -> tuple[Tensor]:
+        """Gradient and loss of this rank's rows in one tensor, weighted so that the ranks' sum is that of the batch."""
+        theta, step, weight, rows = inputs[:4]
+        batch = self._batch(rows, dict(zip(self.data, inputs[4:], strict=True)))
+        kl = weight.index_select(0, step.view(1)).view(()) if self.recipe.kl_warmup > 0 else None
+        leaves = self._leaves(theta)
+        with self.layout.bind(leaves, tracing=tracing):
+            value, grads = loss_and_grads(
+                self.losses[0].function, self.pair.model, self.pair.guide, self._held(leaves), batch, kl
+            )
+        return (torch.cat([*(g.reshape(-1) for g in grads), value.view(1)]) * self.weight_of_part,)
+
+    def _joint_update(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The update by the ranks' sum: state tensors -> losses and the next state's tensors."""
+        theta, moments, counts, step, rate, bucket = inputs
+        gradient, value = bucket[:-1], bucket[-1:]
+        lr = rate.index_select(0, step.view(1)).view(())
+        new, new_moments = self._update(theta, gradient, moments, counts[0] + 1, lr, None)
+        new_counts, value = counts + 1, value.clone()
+        if self.skip:
+            fine = torch.isfinite(value[0]) & torch.isfinite(new).all()
+            new, new_moments, new_counts = (
+                torch.where(fine, a, b) for a, b in ((new, theta), (new_moments, moments), (new_counts, counts))
+            )
+            value = torch.where(fine, value, torch.full_like(value, torch.nan))
+        return (value, new, new_moments, new_counts, step + 1)
+
+    def _joint_step(self, gradient: Program, update: Program, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step on all ranks; return the losses, and gradient and loss of this rank's rows."""
+        assert self.ranks is not None
+        s = self.state
+        _seed(self.ranks.noise(self.seed, int(s.step)), self.device)
+        mine = gradient.run(self._gradient_inputs(rows), back=[-1], out=[None])[0]
+        bucket = mine.clone()
+        self.ranks.sum(bucket)
+        inputs, written = [*self._update_inputs(), bucket], [s.theta, s.moments[0], s.counts, s.step]
+        losses = update.run(inputs, back=[-1] * 5, out=[None, *written])[0]
+        return losses, mine
+
     def _leaves(self, theta: Tensor) -> list[Tensor]:
         parts = theta.detach().split(self.sizes)
         return [p.view(s).detach().requires_grad_(True) for p, s in zip(parts, self.shapes, strict=True)]
@@ -336,6 +458,8 @@ class Trainer:
         """
         before = self.state.copy()
         s, k = self.state, len(self.losses)
+        if self.ranks is not None:
+            return self._run_joint(count, before)
         rows = self._example_rows() if s.order is None else s.order.take(count).to(self.device)
         inputs, written = self._inputs(rows), [s.theta, *s.moments, s.counts, s.step, *s.buffers]
         back = [-1, *range(k + 3), *range(k + 6, k + 6 + len(s.buffers))]
@@ -346,6 +470,25 @@ class Trainer:
         except BaseException:
             self.state = before
             raise
+        return self._kept(found, before)
+
+    def _run_joint(self, count: int, before: State) -> Tensor:
+        s = self.state
+        try:
+            rows = None if s.order is None else s.order.take(count)[:, self.part].to(self.device)
+            with self._world(), stream(s.rng):
+                found = torch.stack([
+                    self._joint_step(self.program, self.update, self._example_rows() if rows is None else rows[i])[0]
+                    for i in range(count)
+                ])
+        except BaseException:
+            self.state = before
+            raise
+        return self._kept(found, before)
+
+    def _kept(self, found: Tensor, before: State) -> Tensor:
+        """Add the losses of a block to the history, or go back to the state before it."""
+        s, count = self.state, len(found)
         fine = bool(torch.isfinite(found).all() & torch.isfinite(s.theta).all())
         if not fine and not self.skip:
             self.state = before
@@ -358,7 +501,7 @@ class Trainer:
 
     def _failed(self, count: int) -> NonFiniteError:
         """Advance to the last good state, and return what is said of the step after it."""
-        good, error = self._blame(count)
+        good, error = self._blame(count) if self.ranks is None else self._blame_jointly(count, self.ranks)
         if good:
             start = self.state.copy()
             try:
@@ -391,7 +534,39 @@ class Trainer:
                     trial.step, trial.buffers = out[k + 3], list(out[k + 4 :])
         finally:
             self.state = keep
-        return 0, NonFiniteError(
+        return 0, self._not_blamed(count)
+
+    def _blame_jointly(self, count: int, ranks: Ranks) -> tuple[int, NonFiniteError]:
+        """Replay eagerly on all ranks: return the number of good steps, and what the first rank that failed says."""
+        keep, self.state = self.state, self.state.copy()
+        trial = self.state
+        gradient, update = Program(self._gradient), Program(self._joint_update)
+        try:
+            rows = None if trial.order is None else trial.order.take(count)[:, self.part].to(self.device)
+            with self._world(), stream(trial.rng):
+                for i in range(count):
+                    row = self._example_rows() if rows is None else rows[i]
+                    start = trial.copy()
+                    loss, mine = self._joint_step(gradient, update, row)
+                    if bool(torch.isfinite(loss).all() & torch.isfinite(trial.theta).all()):
+                        continue
+                    self.state, text = start, ""
+                    if not bool(torch.isfinite(mine).all()):
+                        entry = seeded(ranks.noise(self.seed, int(start.step)), self.device)
+                        site = self._first_bad_site(row, entry) + self._first_bad_gradient([(mine[-1], mine[:-1])])
+                        text = f"rank {ranks.rank}: {site}"
+                    told = next(filter(None, ranks.texts(text)), "the sum over the ranks overflowed")
+                    return i, NonFiniteError(
+                        f"step {int(start.step)}: loss {loss.tolist()}: {told}; try a smaller learning_rate, "
+                        f"clip_norm, or dtype='float64'"
+                    )
+        finally:
+            self.state = keep
+        return 0, self._not_blamed(count)
+
+    def _not_blamed(self, count: int) -> NonFiniteError:
+        keep = self.state
+        return NonFiniteError(
             f"a loss between steps {int(keep.step)} and {int(keep.step) + count} is not finite when compiled but "
             f"finite when run eagerly; use compile=False and report this pair"
         )
@@ -441,6 +616,16 @@ class Trainer:
 def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = value.clone() if value.is_inference() else value  # which no gradient may meet
     return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+
+
+def _double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:

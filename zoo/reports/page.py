@@ -255,6 +255,7 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
         ("seed", "Seed"),
         ("fitted_on" if "fitted_on" in info else "device", "Device"),
         ("dtype", "Precision"),
+        ("ranks", "Ranks that shared every batch"),
         ("threads", "Threads"),
         ("machine", "Machine"),
         ("started", "Started"),
