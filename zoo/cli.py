@@ -679,7 +679,8 @@ def _joined() -> Iterator[Ranks]:
         try:
             yield ranks
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if not ranks.ended:  # or this process could be ended before it has said why
+                signal.signal(signal.SIGTERM, before)
 
 
 def _together(ranks: Ranks | None) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,13 @@ def gradients(ranks: Ranks) -> dict[str, list[float]]:
         pair = Pair(model, guide, Elbo(estimator=estimator))
         for who in (ranks, None):
             trainer = Trainer(
-                pair, data().train, whole=data().whole, recipe=recipe, seed=3, dtype=torch.float64,
-                compile="--compile" in sys.argv, ranks=who,
+                pair, data().train, whole=data().whole, recipe=recipe, seed=3, dtype=torch.float64, compile=False,
+                ranks=who,
             )  # fmt: skip
             loss = trainer.run(1)
-            found[f"{label}, {'one' if who is None else 'ranks'}"] = [*trainer.state.moments[0][0], loss[0, 0]]
-            found[f"{label}, reason"] = trainer.program.reason
-    return {k: v if isinstance(v, str) else [float(x) for x in v] for k, v in found.items()}
+            both = [*trainer.state.moments[0][0], loss[0, 0]]
+            found[f"{label}, {'one' if who is None else 'ranks'}"] = [float(value) for value in both]
+    return found
 
 
 def refusals(ranks: Ranks) -> dict[str, str]:
@@ -157,22 +158,31 @@ def failing(batch: Any) -> None:
         pyro.sample("y", dist.Normal(-9.0 + mean, 1.0), obs=-20 + 0 * batch["y"])
 
 
+def options(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"steps": 40, "batch_size": 5, "seed": 2, "compile": False, "dtype": "float64"}
+    return found | {"checkpoint": folder, "checkpoint_every": 10, "checkpoint_keep": 9}
+
+
 def fits(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """Whole fits: equal on all ranks, resumed bit for bit, stopped where a number is not finite."""
-    options: dict[str, Any] = {"steps": 40, "batch_size": 5, "seed": 2, "compile": False, "distributed": ranks}
-    options |= {"checkpoint": folder, "checkpoint_every": 10, "checkpoint_keep": 9, "dtype": "float64"}
-    whole = zoo.fit(Pair(model, drawn), data(), **options)
+    pair, chosen = Pair(model, drawn), options(folder / "fit") | {"distributed": ranks}
+    whole = zoo.fit(pair, data(), **chosen)
     with together(ranks):
         if ranks.first:
-            for path in (*folder.glob("checkpoint-*30.*"), *folder.glob("checkpoint-*40.*")):
+            for path in (*folder.glob("fit/checkpoint-*30.*"), *folder.glob("fit/checkpoint-*40.*")):
                 path.unlink()
     told: list[int] = []
-    resumed = zoo.fit(Pair(model, drawn), data(), resume=True, progress=lambda e: told.append(e.done), **options)
+    resumed = zoo.fit(pair, data(), resume=True, progress=lambda e: told.append(e.done), **chosen)
     found: dict[str, Any] = {"ranks": whole.info["ranks"], "steps": len(whole.losses), "told": told}
     found["equal"] = torch.equal(whole.losses, resumed.losses)
-    for one, other in ((whole.params, resumed.params),):
-        found["equal"] &= all(torch.equal(one[k], other[k]) for k in one)
+    found["equal"] &= all(torch.equal(whole.params[k], resumed.params[k]) for k in whole.params)
     found["params"] = {k: v.tolist() for k, v in whole.params.items()}
+    chosen |= {"checkpoint": folder / "alone"}  # which one process began
+    more: list[int] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        last = zoo.fit(pair, data(), resume=True, progress=lambda e: more.append(e.done), **chosen)
+    found["from one"] = {"warning": " ".join(str(w.message) for w in caught), "told": more, "steps": len(last.losses)}
     try:
         zoo.fit(
             Pair(failing, lambda batch: None), data(), steps=90, compile=False, dtype="float64", distributed=ranks,
@@ -186,7 +196,7 @@ def fits(ranks: Ranks, folder: Path) -> dict[str, Any]:
 def main() -> None:
     with join() as ranks:
         found = {"gradients": gradients(ranks), "refusals": refusals(ranks), "rank": ranks.rank}
-        found["fits"] = fits(ranks, Path(sys.argv[1]).parent / "fit")
+        found["fits"] = fits(ranks, Path(sys.argv[1]).parent)
         texts = ranks.texts(json.dumps(found))
     if ranks.first:
         Path(sys.argv[1]).write_text(f"[{','.join(texts)}]", encoding="utf-8")

@@ -36,12 +36,14 @@ class Ranks:
     """The processes of one fit: who this one is, and what they say to each other.
 
     Every method that communicates is called by all ranks in the same order. If a rank does not answer, the others get a
-    :class:`~zoo.errors.RankError` at once when its connection closes, else after 45 seconds of a step.
+    :class:`~zoo.errors.RankError` at once when its connection closes, else after 45 seconds of a step, or 30 minutes of
+    what happens once.
     """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.ended = False  # a rank was lost, and it has been said
+        self._device = torch.device("cpu")
         self._gradients: dist.ProcessGroup | None = None
         with self._talking():
             self._words = dist.new_group(backend="gloo", timeout=_ONCE)
@@ -75,6 +77,7 @@ class Ranks:
                 torch.cuda.set_device(local)
         try:
             with self._talking():
+                self._device = torch.device(device)
                 self._gradients = dist.new_group(backend="nccl" if cuda else "gloo", timeout=_STEP)
             yield
         finally:
@@ -137,11 +140,11 @@ class Ranks:
         with self._talking():
             dist.all_reduce(value, group=self._gradients)
 
-    def number(self, value: int) -> int:
-        """Return the first rank's number.
+    def pace(self, count: int) -> int:
+        """Return how many steps the first rank takes next.
 
         Args:
-            value: This rank's.
+            count: How many this rank would take; inside :meth:`on` its device.
 
         Returns:
             That of rank 0.
@@ -149,10 +152,7 @@ class Ranks:
         Raises:
             RankError: If a rank does not answer.
         """
-        found = torch.tensor(value, dtype=torch.int64, device="cpu")
-        with self._talking():
-            dist.broadcast(found, src=0, group=self._words)
-        return int(found)
+        return self._first_ones(torch.tensor(count, device=self._device), self._gradients)
 
     def bytes(self, value: bytes = b"") -> bytes:
         """Return the first rank's bytes.
@@ -166,7 +166,7 @@ class Ranks:
         Raises:
             RankError: If a rank does not answer.
         """
-        size = self.number(len(value))
+        size = self._first_ones(torch.tensor(len(value), device="cpu"), self._words)
         found = torch.zeros(size, dtype=torch.uint8, device="cpu")
         if self.first and size:
             found = torch.frombuffer(bytearray(value), dtype=torch.uint8)
@@ -218,6 +218,11 @@ class Ranks:
                 "machines of one kind"
             )
 
+    def _first_ones(self, number: Tensor, group: dist.ProcessGroup | None) -> int:
+        with self._talking():
+            dist.broadcast(number, src=0, group=group)
+        return int(number)
+
     @contextmanager
     def _talking(self) -> Iterator[None]:
         try:
@@ -226,7 +231,7 @@ class Ranks:
             raise
         except RuntimeError as error:  # of gloo or nccl
             self.ended = True
-            reason = str(error).splitlines()[0].rpartition("] ")[2].rstrip(". ")
+            reason = str(error).splitlines()[0].rpartition("] ")[2].split(". ")[0]
             raise RankError(f"rank {self.rank}: another rank was lost ({reason})", lost=True) from error
 
 

@@ -336,7 +336,7 @@ def _descend(
                 stops.append(checkpoint.every - at % checkpoint.every)
             count = min(size, *stops)
             if ranks is not None:  # how far a block goes is a matter of speed, and the ranks differ in it
-                count = ranks.number(count)
+                count = ranks.pace(count)
             tick = time.perf_counter()
             losses = trainer.run(count)
             passed = time.perf_counter() - tick
