@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 
 import zoo
@@ -52,6 +53,20 @@ def data() -> Dataset:
 def model(batch: Any) -> None:
     w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pyro.plate("datum", N, subsample=batch["index"]):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(batch["x"] @ w + 0.1 * z, 0.5), obs=batch["y"])
+
+
+def tempered(batch: Any) -> None:
+    with poutine.scale(scale=0.7):
+        model(batch)
+
+
+def by_hand(batch: Any) -> None:
+    """The same model without a plate that scales."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    rows = len(batch["y"])
+    with poutine.scale(scale=N / rows), pyro.plate("datum", rows):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(batch["x"] @ w + 0.1 * z, 0.5), obs=batch["y"])
 
@@ -98,17 +113,21 @@ def unscaled(batch: Any) -> None:
 def gradients(ranks: Ranks) -> dict[str, list[float]]:
     """The gradient of the first step, by several ranks and by one process with the same noise."""
     found = {}
-    for label, options in {
+    kinds: dict[str, dict[str, Any]] = {
         "all rows": {},
         "mini-batch": {"batch_size": 7},
         "annealed": {"batch_size": 6, "kl_warmup": 0.5},
         "mean_field": {"estimator": "mean_field"},
         "graph": {"estimator": "graph", "batch_size": 5},
-    }.items():
-        estimator: Any = options.pop("estimator", "trace")
+        "tempered": {"model": tempered, "batch_size": 7},
+        "scaled by hand": {"model": by_hand, "batch_size": 7},
+    }
+    for label, options in kinds.items():
+        estimator = options.pop("estimator", "trace")
+        program = options.pop("model", model)
         # Of gradient descent with momentum, the first moment after one step is the gradient.
         recipe = Recipe(steps=4, optimizer="sgd", learning_rate=1e-3, **options)
-        pair = Pair(model, guide, Elbo(estimator=estimator))
+        pair = Pair(program, guide, Elbo(estimator=estimator))
         for who in (ranks, None):
             trainer = Trainer(
                 pair, data().train, whole=data().whole, recipe=recipe, seed=3, dtype=torch.float64, compile=False,

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="torchrun kills ranks by POSIX signals"),
 ]
 ROOT = Path(__file__).parents[2]
-KINDS = ("all rows", "mini-batch", "annealed", "mean_field", "graph")
+KINDS = ("all rows", "mini-batch", "annealed", "mean_field", "graph", "tempered", "scaled by hand")
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

@@ -182,7 +182,7 @@ class Trainer:
         total = int(self.recipe.batch_size or 0) if self.rows is not None else num_data
         part = ranks.share(total)
         self.weight_of_part = (part.stop - part.start) / total
-        self.scale_of_part = num_data / (part.stop - part.start)
+        self.rows_of_part = part.stop - part.start, num_data
         if self.rows is not None:
             self.part = part
         else:
@@ -284,11 +284,16 @@ class Trainer:
             raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {line}") from error
 
     def _check_scale(self, model_trace: Any) -> None:
-        """Raise unless what is observed is scaled from this rank's rows to all: the parts would not add up."""
-        scales = [model_trace.nodes[n]["scale"] for n in model_trace.observation_nodes]
-        if not any(
-            torch.allclose(torch.as_tensor(s, dtype=torch.float64), _double(self.scale_of_part)) for s in scales
-        ):
+        """Raise unless something observed is scaled from this rank's rows to all: the parts would not add up."""
+        rows, num_data = self.rows_of_part
+
+        def scaled(site: Any) -> bool:
+            if any(f.size == rows and f.full_size == num_data for f in site["cond_indep_stack"]):
+                return True
+            scale = torch.as_tensor(site["scale"], dtype=torch.float64)  # of poutine.scale
+            return torch.allclose(scale, torch.full_like(scale, num_data / rows))
+
+        if not any(scaled(model_trace.nodes[name]) for name in model_trace.observation_nodes):
             raise PairError(
                 "the pair does not scale its rows from a part of the data to all of them, so that ranks cannot share "
                 "them; write pyro.plate(NAME, NUM_DATA, subsample=batch['index'])"
@@ -616,10 +621,6 @@ class Trainer:
 def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = value.clone() if value.is_inference() else value  # which no gradient may meet
     return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-
-
-def _double(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
 
 
 def _seed(seed: int, device: torch.device) -> None:
