@@ -196,6 +196,8 @@ class _NumPyro:
         from numpyro import optim
         from numpyro.infer import SVI, Trace_ELBO
 
+        if case.numpyro is None:
+            raise LookupError("no version for NumPyro")
         self.jax, self.chunk = jax, SCAN if scan else 1
         self.batch = {k: jnp.asarray(v) for k, v in case.batch().items()}
         model, guide = case.numpyro({k: jnp.asarray(v) for k, v in case.initial().items()})

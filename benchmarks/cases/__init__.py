@@ -21,6 +21,7 @@ NAMES = (
     "lenet",
     "mixture",
     "lstm",
+    "relevance",
     "nuts_horseshoe_logistic",
     "nuts_eight_schools",
     "nuts_radon",
@@ -42,9 +43,9 @@ class SviCase:
         initial: Constrained values of the guide's parameters.
         positive: Those of them that are positive, through a softplus.
         pyro: ``pyro(initial)`` -> model and guide of the batch, for Pyro and zoo.
-        numpyro: The same for NumPyro.
+        numpyro: The same for NumPyro, where there is one.
         torch: ``torch(parameters, batch)`` -> negative ELBO of one draw, written by hand.
-        estimator: Of the ELBO: ``trace`` or ``enum``.
+        estimator: Of the ELBO: ``trace``, ``mean_field`` or ``enum``.
         particles: Draws of the guide per step.
         contenders: Those that take part; empty: all.
     """
@@ -54,7 +55,7 @@ class SviCase:
     initial: Callable[[], Arrays]
     positive: frozenset[str]
     pyro: Callable[[Mapping[str, Any]], tuple[Callable[..., Any], Callable[..., Any]]]
-    numpyro: Callable[[Mapping[str, Any]], tuple[Callable[..., Any], Callable[..., Any]]]
+    numpyro: Callable[[Mapping[str, Any]], tuple[Callable[..., Any], Callable[..., Any]]] | None = None
     torch: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None
     estimator: str = "trace"
     particles: int = 1

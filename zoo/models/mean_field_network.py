@@ -58,7 +58,7 @@ from torch import Tensor
 import zoo
 from zoo.inference.objectives import to_pyro
 from zoo.models._parts.handlers import flipout, local_reparametrisation
-from zoo.models._parts.networks import Network, Site, located, network_model, noise_guide, plates
+from zoo.models._parts.networks import Network, located, network_model, noise_guide, plates, scaled
 from zoo.types import Acceptance, Batch, Claim, Dataset, Elbo, Method, Pair, Recipe
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
     def guide(batch: Batch) -> None:
         for site, plate in net.plated():
             loc = located(site)
-            scale = _scale(site)
+            scale = scaled(site, _START_SCALE)
             with plate:
                 fn = dist.Normal(loc, scale).to_event(len(site.shape) - 1)
                 pyro.sample(site.name, fn, infer={"local": True})
@@ -125,15 +125,6 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
 
     around = _HANDLERS[hyper.estimator]
     return Pair(around(model), around(guide), Elbo(estimator="mean_field"))
-
-
-def _scale(site: Site) -> Tensor:
-    """Return the parameter ``SITE_scale``."""
-    start = _START_SCALE * site.scale
-    scale: Tensor = pyro.param(
-        f"{site.name}_scale", lambda: torch.full(site.shape, start), constraint=constraints.positive
-    )
-    return scale
 
 
 # ---------------------------------------------------------------------------------------- quantities of interest

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from zoo.errors import DataError
 from zoo.types import Batch, Dataset
 
-__all__ = ["Network", "Site", "located", "network_model", "noise_guide", "plates"]
+__all__ = ["Network", "Site", "located", "network_model", "noise_guide", "plates", "scaled"]
 
 _KERNEL, _POOL = 5, 2
 _NOISE = (-1.0, 1.0)  # mean and standard deviation of log sigma: half its mass lies between 0.19 and 0.72
@@ -190,7 +190,12 @@ def plates(*, hidden: tuple[int, ...], channels: tuple[int, ...] = ()) -> dict[s
 
 
 def network_model(
-    data: Dataset, net: Network, *, prior_scale: float | None = None, temperature: float = 1.0
+    data: Dataset,
+    net: Network,
+    *,
+    prior_scale: float | None = None,
+    temperature: float = 1.0,
+    draw: Callable[[Tensor], Mapping[str, Any]] | None = None,
 ) -> Callable[[Batch], None]:
     r"""Return the model that the networks of the zoo share.
 
@@ -203,6 +208,8 @@ def network_model(
         net: The architecture.
         prior_scale: Prior width :math:`s` of the weights; ``None``: see :meth:`Network.prior_scale`.
         temperature: Every row counts ``1 / temperature`` times.
+        draw: Samples the weights in the place of these priors: features, for their type and device, -> the weights of
+            every site by its name.
 
     Returns:
         The model.
@@ -215,14 +222,17 @@ def network_model(
         if not value > 0:
             raise DataError(f"{name} is {value:g}; it must be positive")
 
-    def model(batch: Batch) -> None:
-        x, weights = batch["x"], {}
+    def independent(x: Tensor) -> dict[str, Any]:
+        weights = {}
         for site, plate in net.plated():
             scale = width * site.scale if site.fan_in else 1.0
             with plate:
                 prior = dist.Normal(x.new_zeros(site.shape[1:]), scale).to_event(len(site.shape) - 1)
                 weights[site.name] = pyro.sample(site.name, prior)
-        h = net(x, weights)
+        return weights
+
+    def model(batch: Batch) -> None:
+        h = net(batch["x"], (draw or independent)(batch["x"]))
         if not net.num_classes:
             sigma = pyro.sample("sigma", dist.LogNormal(*_NOISE))
         with pyro.plate("datum", data.num_data, subsample=batch["index"]), poutine.scale(scale=1 / temperature):
@@ -244,6 +254,22 @@ def located(site: Site, *copies: int) -> Tensor:
     """
     loc: Tensor = pyro.param(f"{site.name}_loc", lambda: site.start * torch.randn(*copies, *site.shape))
     return loc
+
+
+def scaled(site: Site, start: float) -> Tensor:
+    """Return the parameter ``SITE_scale``.
+
+    Args:
+        site: Of a weight matrix or of biases.
+        start: Its initial value, over one over the root of the fan-in.
+
+    Returns:
+        Of the shape of the site.
+    """
+    scale: Tensor = pyro.param(
+        f"{site.name}_scale", lambda: torch.full(site.shape, start * site.scale), constraint=constraints.positive
+    )
+    return scale
 
 
 def noise_guide(net: Network, *, point: bool) -> None:
