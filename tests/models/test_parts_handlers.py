@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from zoo.errors import PairError
 from zoo.models._parts.distributions import UnitDropout
-from zoo.models._parts.handlers import Gaussian, flipout, local_reparametrisation
+from zoo.models._parts.handlers import Gaussian, apart, flipout, local_reparametrisation
 
 ROWS, INPUTS, OUTPUTS = 16, 6, 3
 
@@ -150,6 +150,20 @@ def test_a_weight_used_twice_is_refused(batch: tuple[Tensor, Tensor]) -> None:
     model, guide = normal_pair(wrap=local_reparametrisation, uses=2)
     with pytest.raises(PairError, match="'w' is used twice"):
         TraceMeanField_ELBO().loss_and_grads(model, guide, *batch)
+
+
+def test_a_weight_set_apart_serves_another_term_with_a_draw_of_its_own() -> None:
+    torch.manual_seed(0)
+    tensor = torch.ones(3, 2)
+    assert apart(tensor) is tensor
+    weight = Gaussian(torch.ones(6, 2, dtype=torch.float64), torch.full((6, 2), 0.5, dtype=torch.float64))
+    c, d = torch.randn(2, 6, dtype=torch.float64)
+    uses = [((c @ apart(weight).reshape(6, 2)).draw(), (d @ apart(weight)).draw()) for _ in range(4_000)]
+    pairs = torch.stack([torch.stack(use) for use in uses])
+    torch.testing.assert_close(pairs.var(0), 0.5 * torch.stack([c @ c, d @ d])[:, None].expand(2, 2), rtol=0.1, atol=0)
+    assert abs(float(torch.corrcoef(pairs[:, :, 0].mT)[0, 1])) < 0.06
+    _ = weight @ tensor.double().mT  # it is drawn, and from then on a tensor
+    torch.testing.assert_close(weight.reshape(2, 6), weight.draw().reshape(2, 6))
 
 
 def test_only_normal_sites_can_be_local() -> None:

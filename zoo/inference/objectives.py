@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from zoo.types import Alternating, Batch, Elbo, Loss, Objective
 
@@ -35,11 +38,48 @@ def to_pyro(elbo: Elbo) -> ELBO:
         return RenyiELBO(alpha=elbo.alpha, **shared)
     kinds = {
         "trace": Trace_ELBO,
-        "mean_field": TraceMeanField_ELBO,
+        "mean_field": _AnalyticDivergences,
         "graph": TraceGraph_ELBO,
         "enum": TraceEnum_ELBO,
     }
     return kinds[elbo.estimator](**shared)
+
+
+class _AnalyticDivergences(TraceMeanField_ELBO):  # type: ignore[misc]
+    """Pyro's ELBO with analytic divergences, which warns only where one of them may be wrong.
+
+    The divergence of a latent may be taken analytically if nothing that it depends on in the model depends on it in the
+    guide. Pyro warns wherever guide and model differ in the order of their latents. Here the latents are asked whose
+    divergence is analytic: whatever stands before one in the model must stand before it in the guide.
+    """
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        traces = Trace_ELBO._get_trace(self, model, guide, args, kwargs)
+        if is_validation_enabled():
+            _warn_of_wrong_divergences(*traces)
+        return traces
+
+
+def _warn_of_wrong_divergences(model: Any, guide: Any) -> None:
+    names = [n for n, s in model.nodes.items() if s["type"] == "sample" and n in guide.nodes]
+    order = [n for n in guide.nodes if n in names]
+    for at, name in enumerate(names):
+        late = set(order[order.index(name) + 1 :]) & set(names[:at])
+        if late and _analytic(guide.nodes[name]["fn"], model.nodes[name]["fn"]):
+            warnings.warn(
+                f"the divergence of '{name}' is taken analytically, which is wrong if '{name}' depends on "
+                f"'{min(late)}' in the model and '{min(late)}' on '{name}' in the guide; sample both in the same "
+                "order, or take the estimator 'trace'",
+                stacklevel=2,
+            )
+
+
+def _analytic(guide: Any, model: Any) -> bool:
+    try:
+        kl_divergence(guide, model)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:

@@ -16,6 +16,7 @@ Each is put around guide and model alike. In the guide, mark the site of a weigh
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from torch import Tensor
 from zoo.errors import PairError
 from zoo.models._parts.distributions import UnitDropout
 
-__all__ = ["Flipout", "Gaussian", "LocalReparametrisation", "flipout", "local_reparametrisation"]
+__all__ = ["Flipout", "Gaussian", "LocalReparametrisation", "apart", "flipout", "local_reparametrisation"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,6 +146,22 @@ def flipout(program: F) -> F:
     return wrapped
 
 
+def apart(weight: Any) -> Any:
+    """Return a weight for a second use, in a term of the bound that is a sum of its own.
+
+    A row-wise weight may enter one operation only, since two uses would need the same draw in both. Terms that are
+    added, such as the log likelihood and the log density of an auxiliary variable given the weights, have expectations
+    of their own: each may have its own draw.
+
+    Args:
+        weight: What a sample statement returned: a tensor, or what stands for it.
+
+    Returns:
+        The tensor itself, or another that stands for it and has not been used.
+    """
+    return weight._again() if isinstance(weight, _Weight) else weight
+
+
 class _Weight(ABC):
     """What stands for a tensor of which every row has its own draw.
 
@@ -179,6 +196,23 @@ class _Weight(ABC):
                 self._draw = self._fresh()
         assert self._draw is not None
         return self._draw
+
+    def reshape(self, *shape: int) -> Any:
+        """Return the weight in another shape, with the same entries in the same order.
+
+        Args:
+            *shape: The shape.
+
+        Returns:
+            A weight, or the draw of one whose entries do not stand on their own.
+        """
+        return self.draw().reshape(shape) if self._drawn else self._reshaped(shape)
+
+    def _again(self) -> Any:
+        """Return another weight of the same distribution, as yet unused."""
+        other = copy.copy(self)
+        other._used = other._drawn = False
+        return other
 
     def _fresh(self) -> Tensor:
         raise NotImplementedError
