@@ -216,6 +216,9 @@ def test_unwritable_folder_fails_before_any_run(fake: Fake, tmp_path: Path) -> N
         (Acceptance(key="a", high=1.0, errors=1.0), [(1.0, 0.0), (1.2, 0.0)], True),
         (Acceptance(key="a", high=0.9, errors=1.0), [(1.0, 0.0), (1.2, 0.0)], False),
         (Acceptance(key="a", low=1.2, errors=1.0), [(1.0, 0.0), (1.2, 0.0)], True),
+        (Acceptance(key="a", low=1.2), [(1.0, 0.0), (1.1, 0.0), (9.0, 0.0)], True),
+        (Acceptance(key="a", low=1.2, median=True), [(1.0, 0.0), (1.1, 0.0), (9.0, 0.0)], False),  # one seed lifts it
+        (Acceptance(key="a", low=1.2, median=True), [(1.0, 0.0), (1.3, 0.0), (9.0, 0.0)], True),
     ],
 )
 def test_acceptance_with_standard_errors(acceptance: Acceptance, runs: list[tuple[float, float]], met: bool) -> None:

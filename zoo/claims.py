@@ -446,7 +446,8 @@ def _words(acceptance: Acceptance) -> str:
         parts.append(f"{below} {acceptance.below}{slack}")
     if acceptance.above is not None:
         parts.append(f"{above} {acceptance.above}{slack}")
-    return f"mean of {acceptance.key} {' and '.join(parts) or 'finite'}"
+    what = "mean and median" if acceptance.median else "mean"
+    return f"{what} of {acceptance.key} {' and '.join(parts) or 'finite'}"
 
 
 def _split_page(page: Path) -> tuple[str, str]:

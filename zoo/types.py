@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -242,6 +243,7 @@ class Acceptance:
         slack: Difference that still counts as equal, in the units of ``key``.
         errors: If positive, "no worse by more than so many standard errors" in place of "better by more than one": of
             the paired differences for ``below`` and ``above``, of the mean for ``low`` and ``high``.
+        median: Hold the median against ``low`` and ``high`` too, which one seed cannot lift.
     """
 
     key: str
@@ -251,6 +253,7 @@ class Acceptance:
     above: str | None = None
     slack: float = 0.0
     errors: float = 0.0
+    median: bool = False
 
     def met(self, runs: Sequence[Mapping[str, float]]) -> bool:
         """Decide over the runs of all seeds.
@@ -267,6 +270,8 @@ class Acceptance:
         mean, error = _mean_and_error(values)
         room = self.errors * error
         if not self.low - room <= mean <= self.high + room:
+            return False
+        if self.median and not self.low - room <= statistics.median(values) <= self.high + room:
             return False
         for other, sign in ((self.below, 1.0), (self.above, -1.0)):
             if other is None:
