@@ -11,7 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,tables,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,hub,tables,test]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## fit Bayesian compression on bundled MNIST and write its report

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zoo.datasets import load as _load_data  # noqa: F401
     from zoo.errors import ZooError as ZooError
+    from zoo.hub import pull as pull
+    from zoo.hub import push as push
     from zoo.inference.check import check as check
     from zoo.inference.compiled import compile_svi as compile_svi
     from zoo.inference.posterior import Posterior as Posterior
@@ -43,12 +45,15 @@ _WHERE = {
     "get": "zoo.registry",
     "load": "zoo.inference.posterior",
     "names": "zoo.registry",
+    "pull": "zoo.hub",
+    "push": "zoo.hub",
     "reproduce": "zoo.claims",
 }
 _PACKAGES = (
     "datasets",
     "diagnostics",
     "errors",
+    "hub",
     "inference",
     "models",
     "references",

@@ -22,9 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import ArtifactError
 
-__all__ = ["Allowance", "check_text", "digest", "read_bytes", "read_json", "read_tensors", "tensors_of", "to_text"]
+__all__ = [
+    "MAX_TEXT",
+    "Allowance",
+    "check_text",
+    "digest",
+    "read_bytes",
+    "read_json",
+    "read_tensors",
+    "tensors_of",
+    "to_text",
+]
 
-_MAX_TEXT = 24 * 2**20
+MAX_TEXT = 24 * 2**20
 # Commas and opening brackets, of which every value but the first of its list has one. Python takes up to about a
 # hundred bytes for each, and a text of brackets alone would take fifty times its size.
 _MAX_MARKS = 2**20
@@ -151,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If it cannot be read, is too large, or is something else.
     """
-    raw = read_bytes(path, limit=_MAX_TEXT)
+    raw = read_bytes(path, limit=MAX_TEXT)
     found = _parse(raw, path)
     if not isinstance(found, dict):
         raise ArtifactError(f"'{path}' is JSON, but no object")
@@ -167,8 +177,8 @@ def check_text(text: bytes) -> str:
     Returns:
         The reason.
     """
-    if len(text) > _MAX_TEXT:
-        return f"{len(text):,} bytes of JSON; at most {_MAX_TEXT:,} are read"
+    if len(text) > MAX_TEXT:
+        return f"{len(text):,} bytes of JSON; at most {MAX_TEXT:,} are read"
     marks = text.count(b",") + text.count(b"[") + text.count(b"{")
     return f"some {marks:,} values in JSON; at most {_MAX_MARKS:,} are read" if marks > _MAX_MARKS else ""
 

@@ -1044,6 +1044,78 @@ def compress(
 
 
 @app.command(epilog=_EPILOG)
+def push(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="OWNER/NAME on the Hugging Face Hub (also hf:OWNER/NAME), or a folder (a new one: file:PATH).",
+            metavar="REPO",
+            show_default=False,
+        ),
+    ],
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    with_data: Annotated[
+        bool, typer.Option("--with-data", help="Let rows of your own file, which the posterior stores, go to the Hub.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a posterior in a folder.")] = False,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
+) -> None:
+    """Publish a saved posterior with its report and model card, on the Hub or in a shared folder."""
+    say: Say = ctx.obj
+    from zoo import hub
+
+    with _warnings(say), _hub_progress(say):
+        say.note("checking the posterior")
+        where = hub.push(folder, target, private=private, with_data=with_data, overwrite=overwrite, message=message)
+    say.result({"folder": str(folder), "pushed": where}, f"pushed: {where}", bare=where)
+
+
+@app.command(epilog=_EPILOG)
+def pull(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="OWNER/NAME on the Hugging Face Hub (also hf:OWNER/NAME), or a folder.",
+            metavar="REPO",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(help="Folder for the posterior.", metavar="DIR", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a posterior in DIR.")] = False,
+) -> None:
+    """Fetch a published posterior, which is checked before it is put in place; `zoo report` then writes its report."""
+    say: Say = ctx.obj
+    from zoo import hub
+
+    with _warnings(say), _hub_progress(say):
+        posterior = hub.pull(source, folder, revision=revision, overwrite=overwrite)
+    values = {"name": posterior.name, "data": posterior.data.name, "engine": posterior.engine, "folder": str(folder)}
+    shown = f"{posterior.name}, fitted to {posterior.data.name} by {posterior.engine}"
+    say.result(values, shown, f"posterior: {folder}", f"check it:  zoo report {folder}", bare=str(folder))
+
+
+@contextmanager
+def _hub_progress(say: Say) -> Iterator[None]:
+    """Keep the bars of the Hub's library from a quiet command."""
+    if not say.quiet:
+        yield
+        return
+    before = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read at its import
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]
+        else:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = before
+
+
+@app.command(epilog=_EPILOG)
 def predict(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],

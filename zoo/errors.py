@@ -11,6 +11,7 @@ __all__ = [
     "ArtifactError",
     "DataError",
     "EngineError",
+    "HubError",
     "MissingExtraError",
     "NonFiniteError",
     "PairError",
@@ -70,6 +71,10 @@ class RankError(EngineError):
 
 class ArtifactError(ZooError, ValueError):
     """A saved posterior is corrupt, of another kind, or not an artifact at all."""
+
+
+class HubError(ZooError, RuntimeError):
+    """A model hub cannot be reached, refuses, or does not have what is asked for."""
 
 
 class MissingExtraError(ZooError, ImportError):

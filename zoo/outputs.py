@@ -257,10 +257,10 @@ def _refuse_foreign(folder: Path, named: Path, *, checkpointed: bool = False) ->
     if in_the_way:
         names = ", ".join(path.name for path in in_the_way)
         raise DataError(
-            f"--out '{named}' holds {names}, which the zoo did not write and would have to replace; move it away or "
+            f"'{named}' holds {names}, which the zoo did not write and would have to replace; move it away or "
             "choose another folder"
         )
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"cannot write to '{folder}': {error.strerror or error}; choose another --out"
+    return f"cannot write to '{folder}': {error.strerror or error}; choose another folder"
