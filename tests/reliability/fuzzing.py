@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import resource
 import shutil
 import signal
@@ -628,6 +629,10 @@ class Fuzzed:
 
 
 def _memory() -> int:
+    # ru_maxrss would count what the parent held when it forked this process.
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])  # type: ignore[index]
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
