@@ -27,6 +27,7 @@ __all__ = [
     "Allowance",
     "check_text",
     "digest",
+    "machine_memory",
     "read_bytes",
     "read_json",
     "read_tensors",
@@ -39,6 +40,7 @@ MAX_TEXT = 24 * 2**20
 # hundred bytes for each, and a text of brackets alone would take fifty times its size.
 _MAX_MARKS = 2**20
 _OTHER = "other bytes"
+_USUAL_MEMORY = 16 * 2**30
 
 
 class Allowance(TorchDispatchMode):
@@ -136,7 +138,7 @@ def read_bytes(path: Path, *, limit: int | None = None, expected: int | None = N
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device has no end
             raise ArtifactError(f"cannot read '{path}': it is no regular file")
         size = found.st_size
-        most = _memory() // 2 if limit is None else limit
+        most = (machine_memory() or _USUAL_MEMORY) // 2 if limit is None else limit
         if size > most:
             raise ArtifactError(f"'{path}' has {size:,} bytes; at most {most:,} are read")
         with path.open("rb") as file:
@@ -290,9 +292,13 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _memory() -> int:
-    """Return the bytes of memory of this machine."""
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine.
+
+    Returns:
+        Bytes; 0 where the system does not say.
+    """
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
-        return 16 * 2**30
+        return 0

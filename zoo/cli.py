@@ -129,13 +129,26 @@ def _fail(error: BaseException | str) -> NoReturn:
     raise typer.Exit(2)
 
 
+def _fail_usage(error: Exception) -> None:
+    """Fail in one line if this is wrong usage, which has a format of its own, of many lines."""
+    where = getattr(error, "ctx", None)
+    if getattr(error, "exit_code", 0) != 2 or where is None or type(error).__name__ == "NoArgsIsHelpError":
+        return
+    text = error.format_message().strip().rstrip(".")  # type: ignore[attr-defined]
+    _fail(f"{text[:1].lower()}{text[1:]}; see {where.command_path} --help")
+
+
 class _Group(TyperGroup):
     """The root command: global flags anywhere on the line, and one line for every error."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         flags = [a for a in args[:end] if a in _FLAGS]
-        return super().parse_args(ctx, flags + [a for a in args[:end] if a not in _FLAGS] + args[end:])
+        try:
+            return super().parse_args(ctx, flags + [a for a in args[:end] if a not in _FLAGS] + args[end:])
+        except Exception as error:
+            _fail_usage(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -146,6 +159,8 @@ class _Group(TyperGroup):
             raise typer.Exit(128 + signal.SIGINT) from None
         except Exception as error:
             debug = bool(ctx.params.get("debug"))
+            if not debug:
+                _fail_usage(error)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or debug:
                 raise
             if _rank() and isinstance(error, ZooError) and not (isinstance(error, RankError) and error.lost):

@@ -86,6 +86,7 @@ def examine(*, compile: bool = True) -> Examination:
     Returns:
         What was found.
     """
+    from zoo.artifacts import machine_memory
     from zoo.claims import machine
     from zoo.inference.runner import git_state
 
@@ -114,7 +115,7 @@ def examine(*, compile: bool = True) -> Examination:
             "processor": str(machine()["processor"]),
         },
         cores={"machine": os.cpu_count() or 1, "usable": _usable_cores()},
-        memory=_memory(),
+        memory=machine_memory(),
         threads=threads,
         devices=devices,
         compiler={"path": compiler["path"], "version": compiler["version"]},
@@ -208,13 +209,6 @@ def _usable_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         return os.cpu_count() or 1
-
-
-def _memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return 0
 
 
 def _probe() -> str:

@@ -22,7 +22,15 @@ from torch.distributions import MultivariateNormal
 
 import zoo
 from zoo.errors import DataError, PairError
-from zoo.models.horseshoe_regression import Hyper, build, coefficients, global_scale, sites, unshrunk
+from zoo.models.horseshoe_regression import (
+    Hyper,
+    _least_squares_variance,
+    build,
+    coefficients,
+    global_scale,
+    sites,
+    unshrunk,
+)
 from zoo.types import Column, Dataset, Pair
 
 FORMS = ("partly_centred", "non_centred", "centred")
@@ -517,3 +525,10 @@ def test_the_logistic_pair_trains_in_a_plain_pyro_loop(logistic: Dataset) -> Non
     predicted = poutine.trace(poutine.replay(pair.model, guide)).get_trace(batch).nodes["y"]
     assert not predicted["is_observed"]
     assert float((predicted["fn"].mean.round() == logistic.train["y"]).double().mean()) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(30, 4), (4, 30)])
+def test_least_squares_variance_is_its_definition_with_more_columns_than_rows_too(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.linalg.inv(x.double().mT @ x.double() + torch.eye(shape[1], dtype=torch.float64)).diagonal()
+    torch.testing.assert_close(_least_squares_variance(x), expected)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from tests.reliability.fuzzing import SECONDS, Fuzzed
+from tests.reliability.inputs import tried
 from tests.reliability.killing import CASES, Case, Killed, kill_and_resume, launcher
 from zoo.claims import machine, versions
 
@@ -102,12 +103,36 @@ def _fuzzed(found: Fuzzed) -> list[str]:
     ]
 
 
-def page(killed: list[tuple[Case, Killed]], fuzzed: Fuzzed, command: str, seconds: float) -> str:
+def _inputs(found: dict[str, dict[str, int]]) -> list[str]:
+    lines = [
+        "## Bad inputs",
+        "",
+        "Inputs to the command line and to `zoo.fit`. *Refused* is one line that names what is wrong, exit status 2 "
+        "(in Python a typed error), no traceback, and nothing written; *fitted* is a whole fit, where an input is "
+        "strange but sound. Nothing else happened, and neither random state nor default type changed.",
+        "",
+        "| input | tried | refused | fitted |",
+        "|---|---:|---:|---:|",
+    ]
+    for kind, became in found.items():
+        refused, fine = became.get("refused", 0), became.get("fine", 0)
+        lines.append(f"| {kind} | {refused + fine} | {refused} | {fine} |")
+    return [*lines, "", f"{sum(sum(became.values()) for became in found.values()):,} inputs in all.", ""]
+
+
+def page(
+    killed: list[tuple[Case, Killed]],
+    fuzzed: Fuzzed,
+    inputs: dict[str, dict[str, int]],
+    command: str,
+    seconds: float,
+) -> str:
     """Write the page.
 
     Args:
         killed: From :func:`kill`.
         fuzzed: From :func:`fuzz`.
+        inputs: From :func:`~tests.reliability.inputs.tried`.
         command: What was run.
         seconds: How long it took.
 
@@ -122,6 +147,7 @@ def page(killed: list[tuple[Case, Killed]], fuzzed: Fuzzed, command: str, second
         "",
         *_killed(killed),
         *_fuzzed(fuzzed),
+        *_inputs(inputs),
         f"Measured on {where['processor']}, {where['cores']} cores, {where['system']}; {used}.",
         "",
     ]
@@ -133,13 +159,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
     parser.add_argument("--kills", type=int, default=12, help="per kind of fit")
     parser.add_argument("--files", type=int, default=2_500, help="mutated files")
+    parser.add_argument("--inputs", type=int, default=2_000, help="bad inputs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started = time.monotonic()
     fuzzed = fuzz(options.files, options.seed)
+    inputs = tried(options.inputs, options.seed)
+    print(f"inputs: {inputs}", flush=True)
     killed = kill(options.kills, options.seed)
     command = " ".join(["python -m tests.reliability", *sys.argv[1:]])
-    PAGE.write_text(page(killed, fuzzed, command, time.monotonic() - started), encoding="utf-8")
+    PAGE.write_text(page(killed, fuzzed, inputs, command, time.monotonic() - started), encoding="utf-8")
 
 
 if __name__ == "__main__":

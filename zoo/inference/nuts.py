@@ -35,6 +35,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from zoo.artifacts import machine_memory
 from zoo.errors import EngineError, UnknownNameError, suggest
 from zoo.inference import _nuts_worker as worker
 from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
@@ -136,6 +137,7 @@ def sample(
         worker.import_nutpie()
     begin = time.perf_counter()
     potential = Potential(model, batch, seed=seed, dtype=getattr(torch, dtype))
+    _refuse_too_many(chains, draws, potential.size)
     initial = [potential.initial(seed, k) for k in range(chains)]
     traced = time.perf_counter()
     at_once = min(chains, _cores() if workers is None else max(1, workers))
@@ -205,6 +207,15 @@ def sample(
         "versions": {p: importlib.metadata.version(p) for p in ("nutpie", "pyro-ppl", "torch")},
     }
     return Samples(chains=potential.constrain(flat), stats=stats, info=info)
+
+
+def _refuse_too_many(chains: int, draws: int, size: int) -> None:
+    needed, there = 8 * chains * draws * size, machine_memory()
+    if there and needed > there:
+        raise EngineError(
+            f"{chains:,} chains of {draws:,} draws, each of {size:,} numbers, take "
+            f"{needed / 1e9:,.0f} GB; this machine has {there / 1e9:,.0f} GB of memory: ask for fewer draws"
+        )
 
 
 def _cores() -> int:

@@ -38,6 +38,7 @@ __all__ = ["fit", "git_state", "versions"]
 _ENGINES = ("nuts", "svi")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _CHUNK_SECONDS = 0.2
+_MOST = 10**8
 
 
 @torch.inference_mode(False)
@@ -159,16 +160,20 @@ def fit(
             "chains run side by side"
         )
     dtype = dtype or ("float64" if engine == "nuts" else "float32")
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
     _check_numbers(
-        steps=steps, restarts=restarts, chains=chains, draws=draws, checkpoint_every=checkpoint_every,
-        checkpoint_keep=checkpoint_keep,
+        steps=steps, restarts=restarts, chains=chains, draws=draws, tune=tune or 1, checkpoint_every=checkpoint_every,
+        checkpoint_keep=checkpoint_keep, num_particles=num_particles,
     )  # fmt: skip
-    if not 0 <= seed < 2**63:
-        raise DataError(f"seed is {seed}; allowed: 0 to 2**63 - 1")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise DataError("device 'cuda' was asked for, but torch sees no GPU; use device='cpu'")
+    # Restarts have the seeds that follow.
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**63 - restarts:
+        raise DataError(f"seed is {seed!r}; allowed: a whole number from 0 to 2**63 - {restarts}")
+    _check_real("target_accept", target_accept)
+    if not 0 < target_accept < 1:
+        raise DataError(f"target_accept is {target_accept}; allowed: a rate between 0 and 1")
+    _check_device(device)
+    _check_init(init)
     if found is not None:
         _check_task(found, dataset)
     title = name or (found.name if found is not None else "pair")
@@ -490,7 +495,7 @@ def _dataset(data: Any, method: Method[Any] | None) -> Dataset:
     if isinstance(data, Dataset):
         return data
     if isinstance(data, Mapping):
-        batch = {str(k): v if isinstance(v, Tensor) else torch.as_tensor(v) for k, v in data.items()}
+        batch = {str(k): _as_tensor(str(k), v) for k, v in data.items()}
         if not batch:
             raise DataError("the batch is empty; it needs at least one tensor")
         bad = [k for k, v in batch.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
@@ -498,6 +503,16 @@ def _dataset(data: Any, method: Method[Any] | None) -> Dataset:
             raise DataError(f"batch entry '{bad[0]}' holds NaN or infinite values")
         return Dataset(name="batch", task="", train=batch)
     raise DataError(f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, or a batch of tensors")
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"batch entry '{name}', a {type(value).__name__}, is no tensor: {line}") from error
 
 
 def _check_task(method: Method[Any], data: Dataset) -> None:
@@ -530,14 +545,18 @@ def _hyper(method: Method[Any] | None, hyper: Any) -> Any:
         return hyper_from_json(method.hyper, hyper)
     if not isinstance(hyper, method.hyper):
         raise DataError(f"hyper is a {type(hyper).__name__}; {method.name} takes its own {method.hyper.__name__}")
-    return hyper
+    try:
+        values = hyper_to_json(hyper)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"hyper-parameters of {method.name} hold a value that is none: {error}") from error
+    return hyper_from_json(method.hyper, values)
 
 
 def _engine(engine: str | None, method: Method[Any] | None, pair: Any) -> str:
     if engine is None:
         return method.engines[0] if method is not None else "svi" if pair.guide is not None else "nuts"
     if engine not in _ENGINES:
-        raise UnknownNameError(f"engine '{engine}' is unknown{suggest(engine, _ENGINES)}")
+        raise UnknownNameError(f"engine '{engine}' is unknown{suggest(str(engine), _ENGINES)}")
     if method is not None and engine not in method.engines:
         raise PairError(f"{method.name} cannot be fitted by '{engine}'; allowed: {', '.join(method.engines)}")
     return engine
@@ -545,8 +564,40 @@ def _engine(engine: str | None, method: Method[Any] | None, pair: Any) -> str:
 
 def _check_numbers(**values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise DataError(f"{name} is {value!r}; allowed: a whole number from 1")
+        if value is None:
+            continue
+        # Every step has its place in tables of rates and losses, every draw in those of chains.
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+            raise DataError(f"{name} is {value!r}; allowed: a whole number from 1 to {_MOST:,}")
+
+
+def _check_real(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise DataError(f"{name} is {value!r}; a finite number was expected")
+
+
+def _check_device(device: Any) -> None:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UnknownNameError(f"device {device!r} is unknown; allowed: cpu, cuda") from error
+    if found.type not in ("cpu", "cuda"):
+        raise UnknownNameError(f"device '{device}' is not supported; allowed: cpu, cuda")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DataError("device 'cuda' was asked for, but torch sees no GPU; use device='cpu'")
+    count = torch.cuda.device_count() if found.type == "cuda" else 1
+    if (found.index or 0) >= count:
+        raise DataError(f"device '{device}' does not exist; there {'is' if count == 1 else 'are'} {count} of its kind")
+
+
+def _check_init(init: Any) -> None:
+    if init is None:
+        return
+    if not isinstance(init, Mapping):
+        raise DataError(f"init is a {type(init).__name__}; a mapping from names of parameters to tensors was expected")
+    for name, value in init.items():
+        if not isinstance(value, Tensor):
+            raise DataError(f"initial value '{name}' is a {type(value).__name__}; a tensor was expected")
 
 
 def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
@@ -554,6 +605,12 @@ def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
     given = {k: v for k, v in options.items() if v is not None}
     if given.get("batch_size") == 0:
         given["batch_size"] = None
+    for field in ("learning_rate", "warmup", "kl_warmup", "clip_norm", "weight_decay"):
+        if field in given:
+            _check_real(field, given[field])
+    size = given.get("batch_size")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+        raise DataError(f"batch_size is {size!r}; allowed: 1 or more rows, or 0 for all")
     recipe = dataclasses.replace(base, **given)
     for field, allowed in (
         ("optimizer", ("adam", "adamw", "sgd")),
@@ -580,8 +637,6 @@ def _recipe(base: Recipe, options: Mapping[str, Any]) -> Recipe:
 def _particles(pair: Pair, num: int | None) -> Pair:
     if num is None:
         return pair
-    if num < 1:
-        raise DataError(f"num_particles is {num}; allowed: 1 or more")
     if not isinstance(pair.objective, Elbo):
         raise PairError("num_particles applies to a pair whose objective is one ELBO; this one has several losses")
     return pair._replace(objective=dataclasses.replace(pair.objective, num_particles=num))

@@ -237,8 +237,11 @@ def _regularised(scale: Any, c2: Any) -> Any:
 
 def _least_squares_variance(x: Tensor) -> Tensor:
     r"""Return the diagonal of :math:`(X^\top X + I)^{-1}`; the identity keeps it finite where D exceeds n."""
-    gram = x.detach().double().mT @ x.detach().double()
-    inverse: Tensor = torch.linalg.inv(gram + torch.eye(len(gram)).to(gram))
+    x = x.detach().double()
+    if x.shape[1] > len(x):  # by Woodbury's identity over the rows: ten thousand columns would take a minute
+        rows: Tensor = torch.linalg.solve(x @ x.mT + torch.eye(len(x)).to(x), x)
+        return 1 - (x * rows).sum(0)
+    inverse: Tensor = torch.linalg.inv(x.mT @ x + torch.eye(x.shape[1]).to(x))
     return inverse.diagonal().clone()
 
 

@@ -90,10 +90,11 @@ def write(
             of the zoo stands where the card goes.
     """
     from zoo.reports.card import MARK, card
-    from zoo.reports.files import dumps, write_texts
+    from zoo.reports.files import dumps, refuse_unwritable, write_texts
     from zoo.reports.page import content, render
 
     page = _html(path)
+    refuse_unwritable(page)
     aside = card_path(page)
     if aside.is_file() and MARK not in aside.read_text(encoding="utf-8", errors="replace"):
         raise DataError(f"the model card goes to '{aside}', which the zoo did not write; move it, or name another page")
@@ -125,10 +126,11 @@ def write_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Pa
         DataError: If the path does not end in ``.html`` or cannot be written.
     """
     from zoo.reports.comparison import content
-    from zoo.reports.files import dumps, write_texts
+    from zoo.reports.files import dumps, refuse_unwritable, write_texts
     from zoo.reports.page import render
 
     page = _html(path)
+    refuse_unwritable(page)
     numbers = page.with_suffix(".json")
     values, document = content(comparison)
     text = render({**values, "json_name": numbers.name}, "comparison.html.j2")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError
 
-__all__ = ["dumps", "plain", "write_bytes", "write_texts"]
+__all__ = ["dumps", "plain", "refuse_unwritable", "write_bytes", "write_texts"]
 
 
 def plain(value: Any) -> Any:
@@ -55,6 +56,23 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         texts: Path -> content; missing folders are made.
     """
     write_bytes({path: text.encode() for path, text in texts.items()})
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a path at which no file can be made, before much work goes into what it would hold.
+
+    Args:
+        path: Of a file; its folders need not exist.
+
+    Raises:
+        DataError: If a folder on the way is none, or cannot be written.
+    """
+    try:
+        path.exists()  # raises for a name that is too long
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+            return
+    except OSError as error:
+        raise DataError(f"cannot write '{path}': {error.strerror or error}; choose another place") from error
 
 
 def write_bytes(contents: Mapping[Path, bytes]) -> None:
