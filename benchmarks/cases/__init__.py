@@ -22,6 +22,7 @@ NAMES = (
     "mixture",
     "lstm",
     "relevance",
+    "flows",
     "nuts_horseshoe_logistic",
     "nuts_eight_schools",
     "nuts_radon",
