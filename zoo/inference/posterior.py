@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo import artifacts
 from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, ZooError
+from zoo.inference.objectives import losses_of
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
@@ -671,7 +672,7 @@ def _rebuild(
             layout=layout,
             values={n: parts["params"][n] for n in layout.names} if layout is not None else {},
             buffers=[parts["buffers"][str(i)] for i in range(len(parts["buffers"]))],
-            history=_check_history(parts["history"], meta.get("losses")),
+            history=_check_history(parts["history"], meta.get("losses"), own),
             chains=chains,
             sample_stats=None if chains is None else parts["stats"],
             info=facts,
@@ -830,9 +831,13 @@ def _check_chains(
     return {name: chains[name] for name in latents}
 
 
-def _check_history(history: Mapping[str, Tensor], order: Any) -> dict[str, Tensor]:
-    names = list(history) if order is None else order
+def _check_history(history: Mapping[str, Tensor], order: Any, pair: Pair) -> dict[str, Tensor]:
+    # NUTS has no losses; a pair trained in the user's own loop has one, whatever its objective.
+    due = [loss.name for loss in losses_of(pair.objective)]
+    names = next((known for known in (due, ["elbo"], []) if set(known) == set(history)), due)
     _check_names("loss", history, names)
+    if order not in (None, names):
+        raise ArtifactError("the losses that the JSON lists are not those beside it")
     for name, value in history.items():
         if value.dim() != 1 or not value.is_floating_point() or len(value) != len(history[names[0]]):
             raise ArtifactError(f"loss '{name[:200]}' is {value.dtype} {tuple(value.shape)}; one number a step is due")

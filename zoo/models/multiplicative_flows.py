@@ -487,7 +487,7 @@ def sites(hyper: Hyper) -> dict[str, tuple[str, ...]]:
 
 METHOD = Method(
     name="multiplicative_flows",
-    title="Multiplicative normalizing flows: weights that depend on each other through noise on units",
+    title="Multiplicative normalizing flows: weights that depend on each other",
     paper="louizos2017multiplicative",
     task="classification",
     other_tasks=("regression",),
