@@ -432,6 +432,8 @@ def test_lengths_differ():
         ({"x": 3.0, "y": [1, 2]}, "'x' is a single value"),
         ({"x": [[1], [1, 2]], "y": [1, 2]}, "'x' is not a regular array"),
         ({"x": np.zeros(2, dtype=complex), "y": [1, 2]}, "'x' holds complex numbers"),
+        ({"x": np.zeros(2, dtype="V8"), "y": [1, 2]}, "'x' holds records or raw bytes"),
+        ({"x": np.zeros(2, dtype=[("a", "f8"), ("b", "i4")]), "y": [1, 2]}, "'x' holds records or raw bytes"),
         ({"z": np.zeros((2, 2, 2)), "y": [1, 2]}, r"'z' has shape \(2, 2, 2\)"),
         ({"x": np.zeros((2, 2, 2, 2, 2)), "y": [1, 2]}, r"'x' has shape \(2, 2, 2, 2, 2\)"),
         ({"x": np.zeros((9, 2)), "y": np.zeros((9, 2))}, "target 'y' has several columns"),

@@ -253,6 +253,8 @@ def _as_array(name: str, value: Any) -> NDArray[Any]:
         raise DataError(f"entry '{name}' is a single value; an array with one entry per row was expected")
     if array.dtype.kind == "c":
         raise DataError(f"entry '{name}' holds complex numbers; give real and imaginary parts as two columns")
+    if array.dtype.kind == "V":
+        raise DataError(f"entry '{name}' holds records or raw bytes ({array.dtype}); give each field as a column")
     return array
 
 
