@@ -362,6 +362,15 @@ def test_not_parquet(tmp_path):
     refused("is not a Parquet file", tmp_path / "a.parquet", "y")
 
 
+@pytest.mark.parametrize("note", [b"{broken", b"\xff", b"[]", b"{}", b'{"index_columns": 3, "columns": [{}]}'])
+def test_parquet_whose_notes_for_pandas_are_broken(tmp_path, note):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"age": [1.0, 2.0], "y": [1, 2]}).replace_schema_metadata({b"pandas": note})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    refused("is not a Parquet file that can be read", tmp_path / "a.parquet", "y")
+
+
 def test_parquet_names_its_extra(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").write_text("PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -162,12 +162,13 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         cells = 8 * about.num_rows * about.num_columns
         refuse_bomb(path, path.stat().st_size, cells, "write it as CSV if that is right")
         table = parquet.read_table(path)
+        _refuse_duplicates(path.name, table.column_names)
+        return table.to_pandas().reset_index(drop=True).rename(columns=str)
     except DataError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"file '{path}' is not a Parquet file: {_line(error)}") from error
-    _refuse_duplicates(path.name, table.column_names)
-    return table.to_pandas().reset_index(drop=True).rename(columns=str)
+    # What pandas notes about its columns in the file's schema is believed by pyarrow, and fails in many ways.
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"file '{path}' is not a Parquet file that can be read: {_line(error)}") from error
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
