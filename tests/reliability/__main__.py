@@ -84,7 +84,8 @@ def _fuzzed(found: Fuzzed) -> list[str]:
         "Artifacts, checkpoints and files of data are mutated and read. Checksums find accidents. Where it says "
         "*sealed*, the checksums were made right again, as an adversary would: what no fit could have made is refused, "
         "other changes make another artifact. *Refused* is one line of a typed error, *same* is the posterior that "
-        "predicts bit for bit what the original does, *other* is another posterior or other data, whole in itself. "
+        "predicts bit for bit what the original does, *other* is another posterior or other data, whole in itself. The "
+        "first schema had no checksum of its JSON: of an accident only such a file may become another artifact. "
         f"Nothing crashed, and nothing took {SECONDS} seconds.",
         "",
         "| mutation | files | refused | same | other |",
