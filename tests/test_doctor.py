@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,19 @@ def test_it_compiles_in_a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert found["cache"] == {"folder": str(tmp_path / "cache/pyro_zoo"), "writable": True, "files": 0, "bytes": 0}
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert found["variables"]["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache")
+
+
+def test_the_packages_are_those_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {re.match(r"[\w-]+", line)[0] for line in lines}  # type: ignore[index]
+
+    assert set(doctor.NEEDED) == names(project["dependencies"])
+    extras = {
+        extra: lines for extra, lines in project["optional-dependencies"].items() if extra not in ("test", "bench")
+    }
+    assert set(doctor.EXTRAS) == set().union(*map(names, extras.values()))
 
 
 def test_versions_and_threads_are_those_that_run() -> None:
