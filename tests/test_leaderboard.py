@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import zoo
 from zoo import leaderboard
@@ -94,6 +95,26 @@ def test_tables_show_spread_and_order(first: tuple[Leaderboard, Path]) -> None:
     mean, sd = board.spread("map_network", "digits_0_4", "nll")
     assert f"{mean:.4g} ± {sd:.2g}" in part
     assert math.isnan(board.spread("map_network", "diabetes", "nll")[0])
+
+
+def test_front_shows_error_against_compression(tmp_path: Path) -> None:
+    def cell(method: str, seed: int, **scores: float) -> Cell:
+        return Cell(method=method, data="digits", seed=seed, scores=scores, curves={})
+
+    cells = [
+        cell("bayesian_compression", 0, error=0.02, pruning=4.0, precision=20.0),
+        cell("bayesian_compression", 1, error=0.04, pruning=16.0, precision=20.0),
+        cell("map_network", 0, error=0.01),
+    ]
+    axes = Figure().subplots()
+    leaderboard._front(axes, cells, ["bayesian_compression", "map_network"])
+    drawn = [tuple(map(float, bar.lines[0].get_xydata()[0])) for bar in axes.containers]
+    assert drawn == [pytest.approx(p) for p in ((8, 3), (20, 3), (1, 1))]
+    assert axes.get_xscale() == "log"
+    board = Leaderboard(cells=tuple(cells), settings={}, machine={}, versions={})
+    leaderboard._draw(board, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["networks_front.png"]
+    leaderboard._draw(dataclasses.replace(board, cells=board.cells[2:]), tmp_path / "none")  # no front without one
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -432,7 +432,7 @@ def _reliability(probs: Tensor, y: Tensor) -> dict[str, list[float | None]]:
 
 
 def _draw(board: Leaderboard, out: Path) -> None:
-    """Write the rotation curve and the reliability diagrams."""
+    """Write the front of accuracy and compression, the rotation curve and the reliability diagrams."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -450,6 +450,16 @@ def _draw(board: Leaderboard, out: Path) -> None:
             axes.set(xlabel="angle (degrees)", ylabel=label)
         axes.legend(fontsize=8)
         figure.savefig(out / "networks_rotation.png", dpi=120)
+    small = list(dict.fromkeys(c.data for c in board.cells if "pruning" in c.scores))
+    if small:
+        figure = Figure(figsize=(3.8 * len(small), 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        names = list(dict.fromkeys(c.method for c in board.cells if c.data in small))
+        for axes, data in zip(figure.subplots(1, len(small), squeeze=False)[0], small, strict=True):
+            _front(axes, [c for c in board.cells if c.data == data], names)
+            axes.set(xlabel="size of the dense 32-bit network over its size", ylabel="error (%)", title=data)
+        axes.legend(fontsize=7)
+        figure.savefig(out / "networks_front.png", dpi=120)
     for data in dict.fromkeys(c.data for c in board.cells if "reliability" in c.curves):
         figure = Figure(figsize=(4, 3.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -468,3 +478,27 @@ def _draw(board: Leaderboard, out: Path) -> None:
         axes.set(xlabel="confidence", ylabel="accuracy", title=data, xlim=(0, 1), ylim=(0, 1))
         axes.legend(fontsize=8)
         figure.savefig(out / f"networks_reliability_{data}.png", dpi=120)
+
+
+def _front(axes: Any, cells: Sequence[Cell], names: Sequence[str]) -> None:
+    """Draw error against compression: a filled marker with its pruned weights left out, a hollow one with bits too.
+
+    Seeds are averaged (compression geometrically); bars are the standard deviation of the error and the range of the
+    compression. What compresses nothing stands at 1.
+    """
+    for i, name in enumerate(names):
+        runs = [c for c in cells if c.method == name]
+        if not runs:
+            continue
+        error = np.array([100 * c.scores["error"] for c in runs])
+        for key, fill in (("pruning", f"C{i}"), ("precision", "none")):
+            if key == "precision" and key not in runs[0].scores:
+                continue
+            factor = np.log([c.scores.get(key, 1.0) for c in runs])
+            middle = np.exp(factor.mean())
+            sides = [[middle - np.exp(factor.min())], [np.exp(factor.max()) - middle]]
+            axes.errorbar(
+                middle, error.mean(), error.std(), sides, fmt="o", color=f"C{i}", markerfacecolor=fill, capsize=2,
+                markersize=5, label=name if key == "pruning" else None,
+            )  # fmt: skip
+    axes.set_xscale("log")
