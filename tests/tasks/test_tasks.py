@@ -30,11 +30,14 @@ class Predicted:
 
 def dataset(task="regression", rows=20, **changes):
     generator = torch.Generator().manual_seed(0)
-    y = torch.arange(rows) % 3 if task == "classification" else torch.randn(rows, generator=generator)
+    classes = task in ("classification", "fair_representation")
+    y = torch.arange(rows) % 3 if classes else torch.randn(rows, generator=generator)
     batch = {"x": torch.randn(rows, 2, generator=generator), "y": y, "index": torch.arange(rows)}
     if task == "meta_analysis":
         batch["sigma"] = batch.pop("x")[:, 0].exp()
-    extra = {"num_classes": 3} if task == "classification" else {}
+    extra = {"num_classes": 3} if classes else {}
+    if task == "fair_representation":
+        batch["s"], extra["num_groups"] = torch.arange(rows) % 2, 2
     return dataclasses.replace(Dataset(name="d", task=task, train=batch, test=dict(batch), extra=extra), **changes)
 
 
@@ -44,7 +47,7 @@ def with_entry(data, split="train", **entries):
 
 # ---------------------------------------------------------------------------------------------------- lookup
 def test_names_and_lookup():
-    assert zoo.tasks.names() == ("classification", "meta_analysis", "regression")
+    assert zoo.tasks.names() == ("classification", "fair_representation", "meta_analysis", "regression")
     for name in zoo.tasks.names():
         task = zoo.tasks.get(name)
         assert task.name == name

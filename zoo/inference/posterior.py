@@ -461,7 +461,7 @@ class Posterior:
                     if key in self.data.whole:
                         given[key] = like
                     continue
-                if key == "y":
+                if key in ("y", "y_missing"):
                     continue
                 if key == "x_missing" and isinstance(given.get("x"), Tensor):
                     given[key] = torch.zeros(given["x"].shape, dtype=torch.bool)

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from zoo.inference.predictive import Prediction
     from zoo.types import Batch, Dataset
 
-__all__ = ["TASK", "auroc", "brier", "check", "expected_calibration_error", "probabilities", "score"]
+__all__ = [
+    "TASK",
+    "auroc",
+    "brier",
+    "check",
+    "class_scores",
+    "expected_calibration_error",
+    "probabilities",
+    "score",
+]
 
 
 def check(dataset: Dataset) -> None:
@@ -134,6 +143,31 @@ def auroc(positive: Tensor, y: Tensor) -> float:
     return above / (num_positive * (len(y) - num_positive))
 
 
+def class_scores(probs: Tensor, y: Tensor) -> dict[str, float]:
+    """Score class probabilities.
+
+    Args:
+        probs: Class probabilities, ``(rows, classes)``.
+        y: Codes, ``(rows,)``.
+
+    Returns:
+        ``error``, ``accuracy``, ``nll`` (nats per row; a probability of zero counts as the smallest float64), ``brier``
+        and ``ece``; for two classes, both present, also ``auroc``.
+    """
+    chosen = probs[torch.arange(len(y)), y].clamp_min(torch.finfo(torch.float64).tiny)
+    accuracy = float((probs.argmax(-1) == y).double().mean())
+    scores = {
+        "error": 1.0 - accuracy,
+        "accuracy": accuracy,
+        "nll": float(-chosen.log().mean()),
+        "brier": brier(probs, y),
+        "ece": expected_calibration_error(probs, y),
+    }
+    if probs.shape[1] == 2 and 0 < int(y.sum()) < len(y):
+        scores["auroc"] = auroc(probs[:, 1], y)
+    return scores
+
+
 def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, float]:
     """Score the averaged predictive.
 
@@ -143,9 +177,7 @@ def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, f
         dataset: Data set with ``extra["num_classes"]``.
 
     Returns:
-        ``error``, ``accuracy``, ``nll`` (nats per row), ``brier`` and ``ece``; for two classes, both present, also
-        ``auroc``. ``nll`` is taken from the log densities of the prediction where it has them; else from the
-        probabilities, of which a zero counts as the smallest float64.
+        The scores of :func:`class_scores`; ``nll`` is taken from the log densities of the prediction where it has them.
 
     Raises:
         PairError: If the prediction is no prediction of these classes.
@@ -156,18 +188,8 @@ def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, f
     if probs.shape[1] != classes:
         raise PairError(f"the prediction has {probs.shape[1]} classes and data set '{dataset.name}' has {classes}")
     _, _, log_prob = pick(prediction, "y", len(y))
-    chosen = probs[torch.arange(len(y)), y].clamp_min(torch.finfo(torch.float64).tiny)
-    accuracy = float((probs.argmax(-1) == y).double().mean())
-    scores = {
-        "error": 1.0 - accuracy,
-        "accuracy": accuracy,
-        "nll": float(-chosen.log().mean()) if log_prob is None else mean_log_score(log_prob),
-        "brier": brier(probs, y),
-        "ece": expected_calibration_error(probs, y),
-    }
-    if classes == 2 and 0 < int(y.sum()) < len(y):
-        scores["auroc"] = auroc(probs[:, 1], y)
-    return scores
+    scores = class_scores(probs, y)
+    return scores if log_prob is None else {**scores, "nll": mean_log_score(log_prob)}
 
 
 TASK = Task(name="classification", title="Predict a class from features", check=check, score=score, primary="nll")
