@@ -54,7 +54,7 @@ class _Pyro:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
         batch = _tensors(case.batch())
-        model, guide = case.pyro(_tensors(case.initial()))
+        model, guide = case.pyro(_tensors(case.initial()))[:2]
         guide(batch)
         model(batch)
         self.params = dict(pyro.get_param_store()._params)
@@ -106,16 +106,17 @@ class _Trainer:
 
     def __init__(self, case: SviCase) -> None:
         from zoo.inference.svi import Trainer
-        from zoo.types import Elbo, Pair, Recipe
+        from zoo.types import Alternating, Elbo, Pair, Recipe
 
-        pair = Pair(
-            *case.pyro(_tensors(case.initial())),
-            objective=Elbo(
-                estimator=case.estimator,  # type: ignore[arg-type]
-                num_particles=case.particles,
-                max_plate_nesting=1 if case.estimator == "enum" else None,
-            ),
-        )
+        pair = Pair(*case.pyro(_tensors(case.initial())))
+        if not isinstance(pair.objective, Alternating):
+            pair = pair._replace(
+                objective=Elbo(
+                    estimator=case.estimator,  # type: ignore[arg-type]
+                    num_particles=case.particles,
+                    max_plate_nesting=1 if case.estimator == "enum" else None,
+                )
+            )
         recipe = Recipe(
             steps=1_000_000, learning_rate=RATE, batch_size=None, optimizer="adam", schedule="constant",
             warmup=0.0, kl_warmup=0.0, clip_norm=None, weight_decay=0.0,

@@ -219,6 +219,28 @@ class Leaderboard:
             "cells": [dataclasses.asdict(c) for c in self.cells],
         }
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Leaderboard:
+        """Return the leaderboard that :meth:`to_json` wrote.
+
+        Args:
+            found: Its dict.
+
+        Returns:
+            The leaderboard.
+
+        Raises:
+            KeyError: If it is none, or of another format.
+        """
+        if found["format"] != _FORMAT:
+            raise KeyError("format")
+        return cls(
+            cells=tuple(Cell(**c) for c in found["cells"]),
+            settings=found["settings"],
+            machine=found["machine"],
+            versions=found["versions"],
+        )
+
     def to_markdown(self) -> str:
         """Return a table for each data set, ordered by the mean log loss.
 
@@ -354,12 +376,11 @@ def _kept(path: Path | None, settings: Mapping[str, Any]) -> dict[tuple[str, str
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != _FORMAT:
-            raise KeyError("format")
-        if found["settings"] != dict(settings) or found["versions"] != dict(versions()):
+        board = Leaderboard.from_json(found)
+        if board.settings != dict(settings) or board.versions != dict(versions()):
             return {}
         code = {e.name: fingerprint(e.path) for e in registry.entries()}
-        cells = [Cell(**c) for c in found["cells"] if found["code"][c["method"]] == code.get(c["method"])]
+        cells = [c for c in board.cells if found["code"][c.method] == code.get(c.method)]
         return {(c.method, c.data, c.seed): c for c in cells}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

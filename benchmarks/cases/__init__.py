@@ -21,6 +21,10 @@ NAMES = (
     "lenet",
     "mixture",
     "lstm",
+    "point",
+    "dropout",
+    "ensemble",
+    "hierarchical",
     "relevance",
     "flows",
     "nuts_horseshoe_logistic",
@@ -43,7 +47,8 @@ class SviCase:
         batch: The batch of every step.
         initial: Constrained values of the guide's parameters.
         positive: Those of them that are positive, through a softplus.
-        pyro: ``pyro(initial)`` -> model and guide of the batch, for Pyro and zoo.
+        pyro: ``pyro(initial)`` -> model and guide of the batch, for Pyro and zoo; with a third entry, losses that
+            alternate, zoo takes them in the place of the ELBO.
         numpyro: The same for NumPyro, where there is one.
         torch: ``torch(parameters, batch)`` -> negative ELBO of one draw, written by hand.
         estimator: Of the ELBO: ``trace``, ``mean_field`` or ``enum``.
@@ -55,7 +60,7 @@ class SviCase:
     batch: Callable[[], Arrays]
     initial: Callable[[], Arrays]
     positive: frozenset[str]
-    pyro: Callable[[Mapping[str, Any]], tuple[Callable[..., Any], Callable[..., Any]]]
+    pyro: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     numpyro: Callable[[Mapping[str, Any]], tuple[Callable[..., Any], Callable[..., Any]]] | None = None
     torch: Callable[[Mapping[str, Any], Mapping[str, Any]], Any] | None = None
     estimator: str = "trace"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import SviCase
+from benchmarks.cases._placed import placed, rows
 
 SIZES = (64, 100, 100, 10)
 NUM, ROWS = 5_000, 128
@@ -18,12 +19,7 @@ PARTS = ("inner", "inner_bias", "shift", "shift_bias", "gate", "gate_bias")
 
 def batch() -> dict[str, np.ndarray]:
     """Return 128 rows of simulated data."""
-    rng = np.random.default_rng(0)
-    return {
-        "x": rng.normal(size=(ROWS, SIZES[0])).astype(np.float32),
-        "y": rng.integers(0, SIZES[-1], ROWS),
-        "index": np.arange(ROWS),
-    }
+    return rows(SIZES, ROWS)
 
 
 def initial() -> dict[str, np.ndarray]:
@@ -54,7 +50,6 @@ def initial() -> dict[str, np.ndarray]:
 
 def pyro_pair(start: Any) -> Any:
     """Return the pair, its parameters starting as asked."""
-    from benchmarks.cases._placed import placed
     from zoo.models.multiplicative_flows import Hyper, build
 
     hyper = Hyper(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import SviCase
+from benchmarks.cases._placed import placed, rows
 
 SIZES = (64, 100, 100, 10)
 NUM, ROWS = 5_000, 128
@@ -18,12 +19,7 @@ SHAPE, RATE = 1.2, 1e-5
 
 def batch() -> dict[str, np.ndarray]:
     """Return 128 rows of simulated data."""
-    rng = np.random.default_rng(0)
-    return {
-        "x": rng.normal(size=(ROWS, SIZES[0])).astype(np.float32),
-        "y": rng.integers(0, SIZES[-1], ROWS),
-        "index": np.arange(ROWS),
-    }
+    return rows(SIZES, ROWS)
 
 
 def initial() -> dict[str, np.ndarray]:
@@ -39,7 +35,6 @@ def initial() -> dict[str, np.ndarray]:
 
 def pyro_pair(start: Any) -> Any:
     """Return the pair, its parameters starting as asked."""
-    from benchmarks.cases._placed import placed
     from zoo.models.empirical_bayes_dropout import Hyper, build
 
     hyper = Hyper(hidden=SIZES[1:-1], concentration=SHAPE, rate=RATE, temperature=1.0)
