@@ -248,6 +248,7 @@ _Missing = Annotated[
 
 class _Task(StrEnum):
     classification = "classification"
+    density = "density"
     regression = "regression"
 
 
@@ -390,7 +391,8 @@ def _own_data(say: Say, method: Method[Any] | Diagnostic[Any], data: str | None,
         raise PairError(f"'{method.name}' is a diagnostic of fitted posteriors; leave out --data")
     own.check(method)
     with _warnings(say):
-        return _dataset(data or method.default_data, own)
+        name = data or method.default_data
+        return _dataset(name, own.of(method, name))
 
 
 def _cost(
@@ -807,7 +809,8 @@ def _chosen(say: Say, settings: Mapping[str, Any]) -> tuple[Method[Any], Dataset
     own = _Own(**{field.name: settings[field.name] for field in dataclasses.fields(_Own) if field.name in settings})
     own.check(method)
     with _warnings(say):
-        dataset = _dataset(settings["data"] or method.default_data, own)
+        name = settings["data"] or method.default_data
+        dataset = _dataset(name, own.of(method, name))
     options = {k: settings[k] for k in (*_SVI_ONLY, *_NUTS_ONLY) if settings.get(k) is not None}
     return method, dataset, engine, options | {"hyper": hyper}
 
@@ -1560,7 +1563,7 @@ class _Own:
         drop: Columns to leave out.
         missing: ``refuse`` or ``keep``.
         group: Column that says the group of a row.
-        task: ``classification`` or ``regression``; ``None`` infers it.
+        task: ``classification``, ``regression`` or ``density``; ``None`` infers it.
     """
 
     target: str | None = None
@@ -1582,6 +1585,26 @@ class _Own:
             able = ", ".join(n for n in registry.names() if getattr(registry.get(n), "groups", False))
             raise DataError(f"{method.name} knows no groups; leave out --group, or choose a method that does: {able}")
 
+    def of(self, method: Method[Any], data: str) -> _Own:
+        """Return how a file is read for a method: as features alone, where it models these and no target is named.
+
+        Args:
+            method: What is to be fitted.
+            data: Name of the data.
+
+        Returns:
+            These options, or the task ``density`` among them.
+        """
+        if method.task == "density" and self.target is None and self.task is None and _is_file(data):
+            return dataclasses.replace(self, task="density")
+        return self
+
+
+def _is_file(name: str) -> bool:
+    from zoo import datasets
+
+    return name not in datasets.names() and (Path(name).exists() or bool(Path(name).suffix) or os.sep in name)
+
 
 def _dataset(name: str, own: _Own | None = None) -> Dataset:
     """Load a bundled data set by name, or read the user's own file.
@@ -1600,7 +1623,7 @@ def _dataset(name: str, own: _Own | None = None) -> Dataset:
 
     own = own or _Own()
 
-    if name not in datasets.names() and (Path(name).exists() or Path(name).suffix or os.sep in name):
+    if _is_file(name):
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
         return datasets.read(

@@ -367,7 +367,8 @@ def networks(
 
 def _takes(name: str, task: str) -> bool:
     method: Any = registry.get(name)
-    return task in (method.task, *method.other_tasks)
+    # What models another entry of such data, as a density of x, makes no prediction that could be ranked.
+    return task in (method.task, *method.other_tasks) and tasks.get(method.task).target == tasks.get(task).target
 
 
 def _kept(path: Path | None, settings: Mapping[str, Any]) -> dict[tuple[str, str, int], Cell]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo.datasets
+import zoo.tasks
 from zoo.datasets.splits import TEST, TRAIN, VALIDATION, partition
 from zoo.datasets.tables import MAX_CATEGORIES
 from zoo.errors import DataError, MissingExtraError, UnknownNameError
@@ -636,3 +637,25 @@ def test_outlier_beyond_float32():
     frame = table()
     frame.loc[np.flatnonzero(partition(ROWS) == TEST)[0], "income"] = 1e45
     refused("column 'income' spans too", frame, "y")
+
+
+# ---------------------------------------------------------------------------------------------- features alone
+def test_a_density_takes_every_column_as_a_feature():
+    data = zoo.datasets.read(table(), task="density")
+    zoo.tasks.get("density").check(data)
+    assert data.coords["feature"] == ("age", "income", "city=Bonn", "city=Ulm", "member", "y")
+    assert set(data.train) == {"x", "index"}
+    assert (len(data.train["x"]), len(data.validation["x"]), len(data.test["x"])) == (42, 6, 12)
+    assert torch.allclose(data.train["x"].mean(0), torch.zeros(6), atol=1e-6)
+    again = zoo.datasets.encode(data, table())
+    assert set(again) == {"x", "index"}
+    refused("density has features alone, but a target 'y' was given", table(), "y", task="density")
+
+
+def test_a_density_of_images_leaves_their_labels_out():
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.integers(0, 256, (20, 4, 5), dtype=np.uint8), "y": rng.integers(0, 2, 20)}
+    data = zoo.datasets.read(arrays, task="density")
+    assert data.train["x"].shape == (14, 20)
+    assert data.extra["image_shape"] == (1, 4, 5)
+    assert set(data.train) == {"x", "index"}

@@ -47,7 +47,8 @@ def with_entry(data, split="train", **entries):
 
 # ---------------------------------------------------------------------------------------------------- lookup
 def test_names_and_lookup():
-    assert zoo.tasks.names() == ("classification", "fair_representation", "meta_analysis", "regression")
+    names = ("classification", "density", "fair_representation", "meta_analysis", "regression")
+    assert zoo.tasks.names() == names
     for name in zoo.tasks.names():
         task = zoo.tasks.get(name)
         assert task.name == name
@@ -80,6 +81,8 @@ BAD = [
     ("classification", {"y": torch.zeros(20)}, "'y' is torch.float32; int64"),
     ("classification", {"y": torch.full((20,), 3)}, r"labels from 3 to 3; with 3 classes they must lie in 0 \.\. 2"),
     ("classification", {"y": torch.arange(20) - 1}, r"labels from -1 to 18"),
+    ("density", {"x": torch.full((20, 2), math.nan)}, "'x' has 40 values that are missing"),
+    ("density", {"x": torch.zeros(19, 2)}, "'x' has 19 rows and 'index' has 20"),
     ("meta_analysis", {"sigma": torch.zeros(20)}, "'sigma' has 20 standard errors that are not positive"),
     ("meta_analysis", {"sigma": torch.ones(2)}, "'sigma' has 2 rows and 'index' has 20"),
 ]
@@ -312,3 +315,28 @@ def test_meta_analysis_scores_effects():
     )
     assert scores["rmse"] == pytest.approx(float((y - pooled).square().mean().sqrt()))
     assert scores["nlpd"] == pytest.approx(float(-log_prob.mean()))
+
+
+# ------------------------------------------------------------------------------------------------------ density
+def test_the_density_score_is_the_log_of_the_mean_weight():
+    data = dataset("density", rows=50)
+    log_prob = torch.randn(4, 50, generator=torch.Generator().manual_seed(3)) - 100
+    score = zoo.tasks.get("density").score
+    found = score(Predicted(log_prob={"x": log_prob}), data.train, data)
+    assert found == {"nll": pytest.approx(100 - float((log_prob + 100).double().exp().mean(0).log().mean()), rel=1e-6)}
+    with pytest.raises(PairError, match="it has those of: none"):
+        score(Predicted(), data.train, data)
+    with pytest.raises(PairError, match=r"shape \(4, 50, 2\) for 50 rows"):
+        score(Predicted(log_prob={"x": log_prob[..., None].expand(-1, -1, 2)}), data.train, data)
+
+
+def test_a_method_that_predicts_another_entry_is_scored_by_its_own_task():
+    @dataclass(frozen=True)
+    class Made:
+        task: str
+
+    of, labelled = zoo.tasks.of, dataset("classification")
+    assert of(Made("density"), labelled).name == "density"
+    assert of(Made("regression"), labelled).name == "classification"
+    assert of(None, labelled).name == "classification"
+    assert of(Made("density"), dataset("none")) is None

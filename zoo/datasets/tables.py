@@ -29,7 +29,7 @@ MAX_CATEGORIES = 1_000
 _MAX_INFERRED_CLASSES = 20
 _MAX_SENSITIVE_GROUPS = 20
 _FAIR = "fair_representation"
-_TASKS = ("classification", _FAIR, "regression")
+_TASKS = ("classification", "density", _FAIR, "regression")
 _MISSING = ("refuse", "keep")
 
 
@@ -64,13 +64,15 @@ def read(
     Args:
         source: Path to a CSV, NPZ or Parquet file, or to a folder in MNIST's idx format or in the binary one of
             CIFAR-10 or CIFAR-100; a data frame; or a mapping of tensors or arrays.
-        target: Column to predict; may be left out where there is a column ``y``.
+        target: Column to predict; may be left out where there is a column ``y``. For the task ``density`` it is left
+            out: every column is a feature (of images, the images alone), and batches have no ``y``.
         name: Name of the data set; by default the stem of the file.
         validation: Fraction of the rows, or number of rows, for validation; 0 for none.
         test: Likewise for testing.
         seed: Of the split.
-        task: ``classification``, ``regression`` or, which ``sensitive`` implies, ``fair_representation``. By default
-            text, booleans and at most :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean classification.
+        task: ``classification``, ``regression``, ``density`` or, which ``sensitive`` implies, ``fair_representation``.
+            By default text, booleans and at most :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean
+            classification.
         drop: Columns to leave out, such as an identifier.
         missing: ``refuse``, or ``keep`` for methods that impute: a missing entry of a feature is encoded as 0, which is
             the mean of the observed ones, and where any is missing every batch has ``x_missing`` (bool, ``(rows,
@@ -107,6 +109,8 @@ def read(
     if missing not in _MISSING:
         raise UnknownNameError(f"missing is '{missing}'{suggest(missing, _MISSING)}")
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
+    if task == "density":
+        return _read_features(raw, target, name=name, validation=validation, test=test, seed=seed, group=group)
     target = _target_name(raw, target)
     members = None if group is None else _group_labels(raw, group, target)
     raw = raw if group is None else replace(raw, frame=raw.frame.drop(columns=group))
@@ -183,6 +187,44 @@ def read(
         target=column,
         dims=dims,
         coords=coords,
+        source=raw.source,
+        extra=extra,
+    )
+
+
+def _read_features(
+    raw: Raw, target: str | None, *, name: str | None, validation: float, test: float, seed: int, group: str | None
+) -> Dataset:
+    """Read a table of features alone."""
+    if target is not None or group is not None:
+        given = f"target '{target}'" if target is not None else f"group '{group}'"
+        raise DataError(f"the task density has features alone, but a {given} was given; leave it out")
+    if raw.images is None:
+        _refuse_missing(raw.frame)
+    if raw.parts is None:
+        rows = len(raw.frame) if raw.images is None else len(raw.images)
+        parts = partition(rows, validation=validation, test=test, seed=seed)
+    else:
+        parts = hold_out(raw.parts, validation=validation, seed=seed)
+    if raw.images is None:
+        x, features = _encode_features(raw.frame, parts)
+        extra: dict[str, Any] = {}
+    else:
+        x, features = _encode_images(raw.images)
+        extra = {"image_shape": tuple(int(n) for n in raw.images.shape[1:])}
+    batches = {
+        part: {"x": _tensor(x[parts == part]), "index": torch.arange(int((parts == part).sum()))}
+        for part in (TRAIN, VALIDATION, TEST)
+    }
+    return Dataset(
+        name=name or raw.name,
+        task="density",
+        train=batches[TRAIN],
+        validation=batches[VALIDATION] if len(batches[VALIDATION]["index"]) else None,
+        test=batches[TEST] if len(batches[TEST]["index"]) else None,
+        columns=features,
+        dims={"x": ("datum", "feature")},
+        coords={"feature": tuple(f.name for f in features)},
         source=raw.source,
         extra=extra,
     )

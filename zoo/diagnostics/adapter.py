@@ -196,7 +196,9 @@ class Evaluated:
         enumerated: Enumerated discrete latents, drawn from their exact conditional posterior, ``(n, *site shape)``.
         predictive: Observed site -> replicated data, ``(n, *site shape)``.
         log_likelihood: Observed site -> log density of each datum, ``(n, *batch shape)``, neither scaled by a plate nor
-            by annealing; enumerated latents are summed out. What shares an enumerated latent forms one entry.
+            by annealing; enumerated latents are summed out. What shares an enumerated latent forms one entry. So does
+            all that is observed in the rows of an amortised latent: the importance weight of the row, whose
+            exponential averages to the marginal likelihood (:mod:`zoo.inference.marginal`).
         plates: Entry of ``log_likelihood`` -> names of its axes after the first.
     """
 
@@ -229,21 +231,24 @@ def evaluate(
     Returns:
         The values, draw by draw in the order of ``draws``.
     """
+    from zoo.inference.marginal import amortised
     from zoo.inference.program import seeded, stream
 
     first = {k: v[0] for k, v in draws.items()}
     known = sites(posterior, batch, first)
-    model = posterior.pair.model
+    model, guide = posterior.pair.model, posterior.pair.guide
     discrete = [s.name for s in known.values() if s.kind == "enumerated"]
     fixed = [s.name for s in known.values() if s.kind == "deterministic"]
     seen = [s.name for s in known.values() if s.kind == "observed"]
-    plates = {name: known[name].dims[: known[name].batch_ndim] for name in seen}
+    local = [n for n in amortised(posterior, batch) if n in known and known[n].row_axis is not None] if seen else []
+    plates = {name: known[name].dims[: known[name].batch_ndim] for name in [*seen, *local]}
     nesting = 0
     if discrete:
         with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
             nesting = _nesting(model, batch, first)
-            marginal = _marginal(model, batch, first, nesting)
+            marginal = _marginal(model, batch, first, nesting, local)
         plates = {name: entry.plates for name, entry in marginal.items()}
+    rows = _Rows.of(known, local, plates) if local else None
 
     def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -252,10 +257,14 @@ def evaluate(
             posterior_model = infer_discrete(conditioned, first_available_dim=-1 - nesting, temperature=1)
             nodes = poutine.trace(posterior_model).get_trace(batch).nodes
             out |= {f"enumerated/{n}": nodes[n]["value"] for n in discrete}
-            out |= {f"log/{n}": e.value for n, e in _marginal(model, batch, draw, nesting).items()}
+            densities = {n: e.value for n, e in _marginal(model, batch, draw, nesting, local).items()}
         else:
             nodes = _trace(model, batch, draw).nodes
-            out |= {f"log/{n}": _log_prob(nodes[n]) for n in seen}
+            densities = {n: _log_prob(nodes[n]) for n in [*seen, *local]}
+        if rows is not None and guide is not None:
+            drawn = poutine.trace(poutine.condition(guide, data=draw)).get_trace(batch).nodes
+            densities = rows.weighted(densities, [drawn[n] for n in local])
+        out |= {f"log/{n}": value for n, value in densities.items()}
         out |= {f"fixed/{n}": nodes[n]["value"] for n in fixed}
         if predictive:
             replicated = _trace(model, batch, draw, observed=False).nodes
@@ -273,8 +282,67 @@ def evaluate(
         enumerated=part("enumerated"),
         predictive=part("new"),
         log_likelihood=part("log"),
-        plates=plates,
+        plates=plates if rows is None else rows.plates,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """How the log densities of a row with amortised latents become its importance weight.
+
+    Args:
+        plate: Plate of the rows.
+        axes: Entry in the rows -> its axis of rows.
+        name: Entry of the weight.
+        plates: Entry, the weight among them -> names of its axes.
+    """
+
+    plate: str
+    axes: dict[str, int]
+    name: str
+    plates: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, known: Mapping[str, Site], local: Sequence[str], plates: Mapping[str, tuple[str, ...]]) -> _Rows:
+        """Find the entries in the plate of the amortised latents.
+
+        Args:
+            known: Sites of the model.
+            local: The amortised latents.
+            plates: Entry -> names of its axes.
+
+        Returns:
+            The rule.
+        """
+        site = known[local[0]]
+        plate = site.dims[site.row_axis or 0]
+        axes = {n: dims.index(plate) for n, dims in plates.items() if plate in dims}
+        name = _common_name([n for n in axes if n not in local] or list(axes))
+        rest = {n: dims for n, dims in plates.items() if n not in axes}
+        return cls(plate, axes, name, rest | {name: (plate,)})
+
+    def weighted(self, densities: Mapping[str, Tensor], guide: Sequence[Any]) -> dict[str, Tensor]:
+        """Put the importance weight in the place of the densities of the rows.
+
+        Args:
+            densities: Log density of every entry of the model, of the amortised latents too.
+            guide: Nodes of the amortised latents in the guide.
+
+        Returns:
+            Log density of every entry outside the rows, and the weights, ``(rows,)``.
+        """
+        total = sum(_summed(densities[n], axis) for n, axis in self.axes.items())
+        for node in guide:
+            value = _log_prob(node)
+            frame = next(f for f in node["cond_indep_stack"] if f.name == self.plate)
+            total = total - _summed(value, value.ndim + frame.dim)
+        return {n: v for n, v in densities.items() if n not in self.axes} | {self.name: torch.as_tensor(total)}
+
+
+def _summed(value: Tensor, axis: int) -> Tensor:
+    """Sum over all axes but one."""
+    others = [i for i in range(value.ndim) if i != axis]
+    return value.sum(others) if others else value
 
 
 def log_likelihood(
@@ -309,13 +377,13 @@ class _Marginal:
 
 
 def _marginal(
-    model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], nesting: int
+    model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], nesting: int, local: Sequence[str] = ()
 ) -> dict[str, _Marginal]:
     r"""Sum every enumerated latent out of the log density of the data.
 
     Sites that share an enumerated latent :math:`z` form a component. Its likelihood given the conditioned latents
     :math:`x` is :math:`\sum_z p(z) p(x|z) p(y|z,x) / \sum_z p(z) p(x|z)`, one value per element of the plates that all
-    its factors share.
+    its factors share. Latents among ``local`` count as data: their density is part of the entry.
 
     Returns:
         Entry -> log likelihood and its plates.
@@ -342,7 +410,7 @@ def _marginal(
         if node["type"] != "sample" or _is_plate(node) or _is_deterministic(node):
             continue
         symbols = sum_dims & set(node["packed"]["unscaled_log_prob"]._pyro_dims)
-        data = name not in draw and node["is_observed"] and _kind(name, node, draw) == "observed"
+        data = name in local or (name not in draw and node["is_observed"] and _kind(name, node, draw) == "observed")
         if not symbols:
             if data:
                 named = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
@@ -355,7 +423,9 @@ def _marginal(
         groups = [g for g in groups if not g[0] & symbols]
         groups.append((symbols.union(*(g[0] for g in joined)), [*(n for g in joined for n in g[1]), name]))
     for symbols, names in groups:
-        data_names = [n for n in names if n not in draw and _kind(n, trace.nodes[n], draw) == "observed"]
+        data_names = [
+            n for n in names if n in local or (n not in draw and _kind(n, trace.nodes[n], draw) == "observed")
+        ]
         if not data_names:
             continue
         joint = _contract(trace, names, symbols)
@@ -372,7 +442,8 @@ def _marginal(
                     term = term.sum(axis) if axis >= 0 else term * frames[extra].size
                     term._pyro_dims = dims.replace(extra, "")
                 value = value - _unpack(term, trace, shared)
-        found[_common_name(data_names)] = _Marginal(value, tuple(f.name for f in shared))
+        own = [n for n in data_names if n not in local] or data_names
+        found[_common_name(own)] = _Marginal(value, tuple(f.name for f in shared))
     return found
 
 
@@ -458,14 +529,15 @@ def to_arviz(
     chains = posterior.chains
     first = {k: v[0] for k, v in posterior.draws(1, seed=seed).items()}
     known = sites(posterior, batch, first)
-    latent_size = sum(s.size for s in known.values() if s.kind == "latent")
-    if chains is None:
-        affordable = max(_FEWEST_DRAWS, _MOST_NUMBERS // max(latent_size, 1))
-        if affordable < num_draws:
-            left_out.append(f"{num_draws - affordable:,} of {num_draws:,} draws: one draw has {latent_size:,} elements")
-            num_draws = affordable
-    rows = _choose_rows(posterior, known, latent_size, num_draws, max_elements, seed)
     local = any(s.row_axis is not None and s.kind == "latent" for s in known.values())
+
+    def affordable(known: Mapping[str, Site], *, shared: bool = False) -> tuple[int, int]:
+        own = (s.size for s in known.values() if s.kind == "latent" and not (shared and s.row_axis is not None))
+        size = sum(own)
+        return size, num_draws if chains is not None else max(_FEWEST_DRAWS, _MOST_NUMBERS // max(size, 1))
+
+    # Latents of rows that are left out are not drawn, so the rows are chosen first.
+    rows = _choose_rows(posterior, known, min(num_draws, affordable(known, shared=True)[1]), max_elements, seed)
     if rows is not None and not (local and chains is not None):
         left_out.append(
             f"{data.num_data - len(rows):,} of {data.num_data:,} rows in the groups that have rows: a random subset "
@@ -474,6 +546,10 @@ def to_arviz(
         batch = take_rows(data, batch, rows)
         first = {k: v[0] for k, v in posterior.draws(1, batch=batch, seed=seed).items()}
         known = sites(posterior, batch, first)
+    latent_size, most = affordable(known)
+    if most < num_draws:
+        left_out.insert(0, f"{num_draws - most:,} of {num_draws:,} draws: one draw has {latent_size:,} elements")
+        num_draws = most
     factors = [s.name for s in known.values() if s.kind == "factor"]
     if factors:
         left_out.append(f"factor sites {', '.join(factors)}: part of the log density, but the log density of no datum")
@@ -535,7 +611,7 @@ def to_datatree(posterior: Posterior, **options: Any) -> xr.DataTree:
 
 
 def _choose_rows(
-    posterior: Posterior, known: Mapping[str, Site], latent_size: int, num_draws: int, max_elements: int, seed: int
+    posterior: Posterior, known: Mapping[str, Site], num_draws: int, max_elements: int, seed: int
 ) -> Tensor | None:
     """Return the rows to keep, or ``None`` for all of them."""
     per_row = [s.size // s.shape[s.row_axis] for s in known.values() if s.row_axis is not None and s.shape[s.row_axis]]

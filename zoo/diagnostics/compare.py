@@ -15,7 +15,7 @@ from zoo.diagnostics.adapter import take_rows
 from zoo.diagnostics.check import NotApplicable, jsonable
 from zoo.diagnostics.inference import affordable, khat_threshold
 from zoo.diagnostics.predictive import Loo, leave_one_out
-from zoo.errors import DataError, UnknownNameError
+from zoo.errors import DataError
 from zoo.inference.predictive import Prediction
 
 if TYPE_CHECKING:
@@ -197,7 +197,8 @@ def comparison(
         two standard errors; where a fit has no such density, the task's primary score decides by two standard errors.
 
     Raises:
-        DataError: If there are no fits, or they were made on different data.
+        DataError: If there are no fits, or they were made on different data, or for
+            different tasks.
 
     References:
         Sivula, Magnusson, Matamoros, Vehtari (2020), arXiv:2008.10296: below 4 nats, for misspecified models and with
@@ -239,7 +240,7 @@ def comparison(
             latents=posterior.num_latents,
             hyper={} if posterior.hyper is None else dataclasses.asdict(posterior.hyper),
         )
-    primary, sign = _primary(first.task)
+    primary, sign = _primary(next(iter(named.values())))
     ordered = sorted(fits.values(), key=lambda fit: _rank(fit, primary, sign))
     best = ordered[0].label
     done = []
@@ -388,11 +389,19 @@ def _conclude(
 
 def _refuse_other_data(named: Mapping[str, Posterior]) -> None:
     from zoo.datasets import fingerprint
+    from zoo.tasks import of
 
     label, first = next((label, posterior.data) for label, posterior in named.items())
     mark = fingerprint(first)
+    asked = of(named[label].method, first)
     for other, posterior in named.items():
         data = posterior.data
+        task = of(posterior.method, data)
+        if asked is not None and task is not None and asked.target != task.target:
+            raise DataError(
+                f"'{other}' predicts '{task.target}' ({task.name}) and '{label}' predicts '{asked.target}' "
+                f"({asked.name}); only fits that predict the same can be compared"
+            )
         if data is first:
             continue
         if data.name != first.name or data.num_data != first.num_data:
@@ -426,12 +435,11 @@ def _held(posterior: Posterior) -> tuple[str, Batch | None]:
     return "", None
 
 
-def _primary(task: str) -> tuple[str, float]:
-    from zoo.tasks import get
+def _primary(posterior: Posterior) -> tuple[str, float]:
+    from zoo.tasks import of
 
-    try:
-        found = get(task)
-    except UnknownNameError:
+    found = of(posterior.method, posterior.data)
+    if found is None:
         return "", 1.0
     return found.primary, 1.0 if found.direction == "min" else -1.0
 
@@ -440,15 +448,13 @@ def _scores(
     posterior: Posterior, held: Batch | None, num_draws: int, seed: int
 ) -> tuple[dict[str, Estimate], dict[str, NDArray[np.float64]]]:
     """Score the held-out rows as the task does; empty where there are none."""
-    from zoo.tasks import get
+    from zoo.tasks import of
 
-    if held is None:
+    task = of(posterior.method, posterior.data)
+    if held is None or task is None:
         return {}, {}
-    try:
-        task = get(posterior.data.task)
-    except UnknownNameError:
-        return {}, {}
-    prediction = posterior.predict(held, min(num_draws, max(100, affordable(posterior, num_draws))), seed=seed)
+    count = min(num_draws, max(100, affordable(posterior, num_draws)))
+    prediction = posterior.predict(held, count, seed=seed, kinds=task.reads)
     values = task.score(prediction, held, posterior.data)
     rows = len(held["index"]) if "index" in held else 1
     if rows < 2:

@@ -267,7 +267,8 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
         predictions = "usable with care"
     # Without a look at the approximation itself nothing vouches for the parameters.
     vouched = any(
-        c.name in ("pareto_k", "r_hat", "vi_against_nuts", "simulation_calibration") for c in about["parameters"]
+        c.name in ("pareto_k", "pareto_k_rows", "r_hat", "vi_against_nuts", "simulation_calibration")
+        for c in about["parameters"]
     )
     if not vouched and parameters == "usable":
         parameters = "usable with care"

@@ -247,6 +247,24 @@ def khat(log_weights: NDArray[np.float64]) -> float:
         return float(az.psislw(values)[1])
 
 
+def refuse_rows_alone(posterior: Posterior) -> None:
+    """Refuse a fit whose only latents are those that the guide draws for each row from that row.
+
+    Args:
+        posterior: A fit.
+
+    Raises:
+        NotApplicable: If it is one: joint weights of all rows then add up what nothing connects.
+    """
+    from zoo.inference.marginal import amortised
+
+    local = set(amortised(posterior))
+    if local and local >= set(posterior.draws(1)):
+        raise NotApplicable(
+            "rows share no latent: the guide draws those of each row from the row itself, so rows are judged one by one"
+        )
+
+
 def point_sites(posterior: Posterior) -> tuple[list[str], list[str]]:
     """Return the latents that the guide holds at one point, and those that it spreads.
 
@@ -281,6 +299,7 @@ def pareto_k(posterior: Posterior, *, num_draws: int = 1_000, repeats: int = 5, 
         Yao et al. (2018), Yes, but did it work? arXiv:1802.02538, algorithm 1; Vehtari et al. (2024), JMLR 25(72).
     """
     _needs_guide(posterior)
+    refuse_rows_alone(posterior)
     fixed, spread = point_sites(posterior)
     if not spread:
         raise NotApplicable(
@@ -462,6 +481,7 @@ def moment_bounds(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
     from scipy.special import logsumexp
 
     _needs_guide(posterior)
+    refuse_rows_alone(posterior)
     if not point_sites(posterior)[1]:
         raise NotApplicable("the guide is a point estimate, whose weights say nothing about spreads")
     if affordable(posterior, num_draws) < num_draws:

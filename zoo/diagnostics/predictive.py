@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.diagnostics.adapter import Site, _base, _log_prob, _trace, evaluate, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, affordable, khat_threshold
-from zoo.errors import UnknownNameError
+from zoo.inference.marginal import amortised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +42,7 @@ __all__ = [
 
 _MOST_ROWS = 2_000
 _FEW_ROWS = 500  # of a large model, where all its latents are drawn anew for every replicate
+_MOST_CELLS = 20_000_000  # of all replicated data sets together
 _MOST_VALUES = 5_000  # values of one replicated data set kept for its figure
 
 
@@ -109,6 +110,10 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         raise NotApplicable("the model observes no data")
     rows = len(batch["index"]) if "index" in batch else 1
     count = affordable(posterior, num_draws, least=100, rows=rows)
+    cells = count * sum(site.size for site in known.values())
+    if cells > _MOST_CELLS and rows > 1:  # images, say
+        batch = _subset(posterior, batch, max(1, rows * _MOST_CELLS // cells), seed)
+        known, nodes = _observed(posterior, batch)
     draws = posterior.draws(count, batch=batch, seed=seed)
     replicated = evaluate(posterior, batch, draws, seed=seed).predictive
     found = _compared(known, nodes, replicated)
@@ -404,22 +409,25 @@ def held_out(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> 
     known, nodes = _observed(posterior, held)
     name = _target_site(posterior, known)
     node = nodes[name]
+    classes = _codes(node)
+    shape = tuple(node["value"].shape)
+    if classes is not None and classes[0].ndim != 1:
+        raise NotApplicable(f"site '{name}' states no class probabilities per row")
+    if classes is None and len(shape) != 1:
+        raise NotApplicable(f"site '{name}' has shape {shape}; intervals are checked for one number per row")
     count = affordable(posterior, num_draws, least=100, rows=_MOST_ROWS)
     prediction = posterior.predict(held, count, seed=seed)
     density = prediction.log_prob.get(name)
     log_prob = None if density is None else _array(density)
-    classes = _codes(node)
     if classes is not None:
         probs = _class_probs(prediction, name, classes[1])
-        if probs is None or probs.ndim != 3 or classes[0].ndim != 1:
+        if probs is None or probs.ndim != 3:
             raise NotApplicable(f"site '{name}' states no class probabilities per row")
         labels = _label_sets(probs, seed)
         return HeldOut(
             split=split, site=name, truth=classes[0], probs=probs, samples=None, log_prob=log_prob, labels=labels
         )
     samples, truth = _array(prediction.samples[name]), _array(node["value"])
-    if truth.ndim != 1:
-        raise NotApplicable(f"site '{name}' has shape {truth.shape}; intervals are checked for one number per row")
     return HeldOut(split=split, site=name, truth=truth, probs=None, samples=samples, log_prob=log_prob, labels=samples)
 
 
@@ -469,14 +477,11 @@ def calibration(posterior: Posterior, *, held: HeldOut | None = None, num_draws:
 
 
 def _target_site(posterior: Posterior, known: dict[str, Site]) -> str:
-    from zoo.tasks import get
+    from zoo.tasks import of
 
-    try:
-        name = get(posterior.data.task).site
-    except UnknownNameError:
-        name = ""
-    if name in known:
-        return name
+    task = of(posterior.method, posterior.data)
+    if task is not None and task.site in known:
+        return task.site
     if len(known) == 1:
         return next(iter(known))
     raise NotApplicable(
@@ -857,7 +862,8 @@ def leave_one_out(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
         Pointwise values and their sum.
 
     Raises:
-        NotApplicable: If the data have one row, or share an enumerated latent.
+        NotApplicable: If the data have one row, or share an enumerated latent, or the guide draws latents of a row from
+            that row.
 
     References:
         Vehtari, Gelman, Gabry (2017), Statistics and Computing 27, eq. 10; Magnusson, Andersen, Jonasson, Vehtari
@@ -880,6 +886,11 @@ def leave_one_out(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
                 flat = np.hstack([sizes[v].values.ravel() for v in sizes.data_vars])
                 reff = float(min(np.nanmean(flat) / len(base), 1.0))
     else:
+        if amortised(posterior):
+            raise NotApplicable(
+                "the guide draws latents of a row from the row itself, so its draws say nothing about a row left out; "
+                "compare the log densities of held-out rows instead"
+            )
         count = affordable(posterior, num_draws)
         base, likelihood = _weighted(posterior, batch, count, seed)
     per_row = _per_row(posterior, likelihood)

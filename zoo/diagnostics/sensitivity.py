@@ -12,7 +12,15 @@ from pyro import poutine
 
 from zoo.diagnostics.adapter import _log_prob, sites
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
-from zoo.diagnostics.inference import _array, _elements, _needs_guide, affordable, khat, khat_threshold
+from zoo.diagnostics.inference import (
+    _array,
+    _elements,
+    _needs_guide,
+    affordable,
+    khat,
+    khat_threshold,
+    refuse_rows_alone,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,6 +147,7 @@ def power_scaling(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
 
     if posterior.chains is None:
         _needs_guide(posterior)
+        refuse_rows_alone(posterior)
         if affordable(posterior, num_draws) < num_draws:
             raise NotApplicable("the model is too large for the draws that reweighting needs")
     draws, density = _densities(posterior, posterior._prepare(None), num_draws, seed)

@@ -38,6 +38,7 @@ __all__ = ["Posterior", "load"]
 _SCHEMA = 2
 _TENSORS, _META = "posterior.safetensors", "posterior.json"
 _FORMAT = "pyro-zoo posterior"
+_KINDS = ("samples", "means", "probs", "log_prob")
 # Schema 1 had no checksum of the JSON itself, and neither the size of the tensors nor the order of the losses.
 _OLD = {"format", "schema", "name", "method", "hyper", "engine", "info", "restarts", "data", "sha256"}
 _KEYS = _OLD - {"sha256"} | {"losses", "files", "checksum"}
@@ -264,6 +265,7 @@ class Posterior:
         seed: int = 0,
         max_bytes: int = 2**29,
         compile: bool = False,
+        kinds: Sequence[str] = _KINDS,
     ) -> Prediction:
         """Predict the observed sites of a batch.
 
@@ -276,24 +278,33 @@ class Posterior:
             max_bytes: Memory to use beside the result, about; one draw at a time is used in any case.
             compile: Whether to compile the prediction of a block, which takes some seconds and is kept on disk; for
                 many predictions with batches of one shape.
+            kinds: What to keep, of ``samples``, ``means``, ``probs`` and ``log_prob``; the last alone needs little
+                memory for rows with many values, such as images.
 
         Returns:
-            Samples, means, class probabilities and, if the batch has targets, their log densities.
+            Samples, means, class probabilities and, if the batch has targets, their log densities; see
+            :meth:`log_likelihood`.
 
         Raises:
-            DataError: If entries of the batch are missing, of another shape or not finite, or ``max_bytes`` is not
-                positive.
+            DataError: If entries of the batch are missing, of another shape or not finite, ``max_bytes`` is not
+                positive, or a kind is unknown.
         """
+        unknown = sorted(set(kinds) - set(_KINDS))
+        if unknown or not kinds:
+            raise DataError(f"kinds is {tuple(kinds)}; allowed: some of {', '.join(_KINDS)}")
         if max_bytes < 1:
             raise DataError(f"max_bytes is {max_bytes}; allowed: a positive number of bytes")
         prepared = self._prepare(batch)
         given = batch and prepared
 
         def block(draws: Mapping[str, Tensor], stream: int) -> Prediction:
-            found = self._runs.predict(draws, prepared, stream, max_bytes=max_bytes // 2, compile=compile)
-            return dataclasses.replace(
-                found, log_prob=self.log_likelihood(given, draws=draws, max_bytes=max_bytes // 2)
-            )
+            found = Prediction(samples={})
+            if set(kinds) != {"log_prob"}:
+                found = self._runs.predict(draws, prepared, stream, max_bytes=max_bytes // 2, compile=compile)
+            kept = {k: getattr(found, k) if k in kinds else {} for k in _KINDS}
+            if "log_prob" in kinds:
+                kept["log_prob"] = self.log_likelihood(given, draws=draws, max_bytes=max_bytes // 2)
+            return Prediction(**kept)
 
         if self.chains is not None:
             draws = self.draws(n, batch=given, seed=seed)
@@ -330,7 +341,7 @@ class Posterior:
         draws: Mapping[str, Tensor] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> dict[str, Tensor]:
-        """Evaluate the log density of every observed datum.
+        r"""Evaluate the log density of every observed datum.
 
         Args:
             batch: With targets; the training batch if ``None``.
@@ -339,7 +350,8 @@ class Posterior:
 
         Returns:
             Observed site -> ``(n, *batch shape)``, not scaled by any plate, enumerated latents summed out; empty for
-            a batch without targets.
+            a batch without targets. Where the guide draws latents of a row from that row, it is the importance weight
+            :math:`\log p(x, z) - \log q(z \mid x)` of each row, see :mod:`zoo.inference.marginal`.
         """
         from zoo.diagnostics.adapter import log_likelihood
 

@@ -79,12 +79,13 @@ def predict_table(
         UnknownNameError: If a column is missing.
     """
     data = posterior.data
-    if data.task not in ("regression", "classification"):
-        raise DataError(f"data set '{data.name}' is for {data.task or 'no task'}; a table is predicted for regression "
-                        "and classification")  # fmt: skip
+    task = tasks.of(posterior.method, data)
+    if task is None or task.name not in ("regression", "classification"):
+        raise DataError(f"'{posterior.name}' on data set '{data.name}' is for {task.name if task else 'no task'}; a "
+                        "table is predicted for regression and classification")  # fmt: skip
     if not 0 < interval < 1:
         raise DataError(f"interval is {interval}; allowed: a probability between 0 and 1, such as 0.9")
-    labels = _labels(posterior) if data.task == "classification" else ()
+    labels = _labels(posterior) if task.name == "classification" else ()
     num = (200 if labels else 1_000) if draws is None else draws
     if num < 2:
         raise DataError(f"draws is {num}; allowed: 2 or more")
@@ -96,7 +97,6 @@ def predict_table(
         if column in own:
             raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
     batch = encode(data, raw)
-    task = tasks.get(data.task)
     rows, width = len(batch["index"]), num * max(len(labels), 1)
     stride = -(-rows * width // _SCORED_CELLS) if task.target in batch else 0
     # Results have their place from the start: small pieces kept between large passing ones would fragment the memory.

@@ -179,7 +179,7 @@ def first_rows(batch: Batch, whole: frozenset[str], most: int) -> Batch:
 
 
 def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 100) -> dict[str, dict[str, float]]:
-    """Score the predictions of every held-out split by the data's task.
+    """Score the predictions of every held-out split by the task of the data, or of the method if that is another one.
 
     Args:
         posterior: A fit.
@@ -193,13 +193,14 @@ def scores(posterior: Posterior, *, seed: int = 0, num_draws: int = 100) -> dict
 
     data = posterior.data
     found: dict[str, dict[str, float]] = {}
-    if data.task not in tasks.names():
+    task = tasks.of(posterior.method, data)
+    if task is None:
         return found
-    task = tasks.get(data.task)
     for split in ("validation", "test"):
         batch = getattr(data, split)
         if batch is not None and task.target in batch:
-            found[split] = dict(task.score(posterior.predict(batch, num_draws, seed=seed), batch, data))
+            prediction = posterior.predict(batch, num_draws, seed=seed, kinds=task.reads)
+            found[split] = dict(task.score(prediction, batch, data))
     return found
 
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zoo.errors import UnknownNameError, suggest
 
 if TYPE_CHECKING:
     from zoo.inference.predictive import Prediction
-    from zoo.types import Batch, Dataset
+    from zoo.types import Batch, Dataset, Method
 
-__all__ = ["Task", "get", "names"]
+__all__ = ["Task", "get", "names", "of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class Task:
         direction: Whether the smallest (``min``) or the largest (``max``) value of ``primary`` is best.
         target: Entry of the batch that holds what is predicted.
         site: Observed site that predicts it.
+        reads: What the score reads of a prediction; the rest need not be computed.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     direction: Literal["min", "max"] = "min"
     target: str = "y"
     site: str = "y"
+    reads: tuple[str, ...] = ("samples", "means", "probs", "log_prob")
 
 
 @cache
@@ -71,4 +73,23 @@ def get(name: str) -> Task:
     if name not in names():
         raise UnknownNameError(f"task '{name}' is unknown{suggest(name, names())}")
     task: Task = importlib.import_module(f"zoo.tasks.{name}").TASK
+    return task
+
+
+def of(method: Method[Any] | None, data: Dataset) -> Task | None:
+    """Return the task by which a fit is scored.
+
+    Args:
+        method: The method; ``None`` for a bare pair.
+        data: What it was fitted on.
+
+    Returns:
+        The task of the data, or that of the method where the two predict different entries, as a density of images
+        that have labels does; ``None`` if the data have no known task.
+    """
+    if data.task not in names():
+        return None
+    task = get(data.task)
+    if method is not None and get(method.task).target != task.target:
+        return get(method.task)
     return task

@@ -144,4 +144,5 @@ TASK = Task(
     check=check,
     score=score,
     primary="nll",
+    reads=("means", "probs"),
 )
