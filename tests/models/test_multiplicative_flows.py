@@ -243,3 +243,11 @@ def test_claims_are_measured(claim: Claim) -> None:
         assert one.measure is claim.measure
         assert all({a.key, a.below or a.above or a.key} <= set(values) for a in one.acceptance)
     assert all(v == v for v in values.values())
+
+
+@pytest.mark.parametrize(("name", "count"), [("digits", 1 / 0.05), ("diabetes", 1.0)])
+def test_rows_of_numbers_count_once_by_default(name: str, count: float) -> None:
+    data = zoo.datasets.load(name)
+    model = build(data, Hyper(hidden=())).model
+    node = poutine.trace(model).get_trace({k: v[:10] for k, v in data.train.items()}).nodes["y"]
+    assert node["scale"] == pytest.approx(data.num_data / 10 * count)
