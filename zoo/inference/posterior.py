@@ -62,7 +62,8 @@ class Posterior:
         chains: Constrained latents, ``(chain, draw, ...)`` (``nuts``).
         sample_stats: Sampler statistics, ``(chain, draw)`` (``nuts``).
         restarts: Posteriors of the other restarts, worse in their loss.
-        info: JSON-able facts of the fit: seed, steps, seconds, peak memory in bytes, versions, device, dtype, threads.
+        info: JSON-able facts of the fit: seed, steps, seconds, those of the processor (all threads together), peak
+            memory in bytes, versions, device, dtype, threads.
 
     Attributes:
         diagnosis: All checks together, once :func:`zoo.diagnostics.diagnose` made them; a notebook shows them.
@@ -888,6 +889,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "init": (str,),
     "compiled": (bool,),
     "compile_seconds": _NUMBER,
+    "cpu_seconds": _NUMBER,
     "final_loss": _NUMBER,
     "seconds": (int, float, dict),
     "fitted_on": (str,),

@@ -328,7 +328,7 @@ def _descend(
             if checkpoint is not None and first:
                 checkpoint.save(trainer.state)
 
-    started, reason = time.perf_counter(), "all steps taken"
+    started, worked, reason = time.perf_counter(), time.process_time(), "all steps taken"
     window, size = max(100, recipe.steps // 20), 1
     try:
         while (at := int(trainer.state.step)) < recipe.steps:
@@ -382,6 +382,7 @@ def _descend(
         "steps": int(trainer.state.step),
         "recipe": dataclasses.asdict(recipe),
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - worked,
         "peak_memory": _peak_memory(),
         "compile_seconds": trainer.compile_seconds,
         "compiled": trainer.program.compiled,
