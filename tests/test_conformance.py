@@ -154,14 +154,15 @@ def test_sites_and_plates_are_as_declared(name: str, which: str) -> None:
         own = found.build(data(name), hyper)
         model = poutine.trace(own.model).get_trace(rows)
         guide = poutine.trace(own.guide).get_trace(rows) if own.guide is not None else None
+        drawn = poutine.trace(own.drawing).get_trace(rows) if own.finish is not None else None
     subsamples = {n for n, s in model.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
     latents = {n: s for n, s in model.nodes.items() if n in model.stochastic_nodes and n not in subsamples}
     plates = {n: tuple(f.name for f in s["cond_indep_stack"]) for n, s in latents.items()}
     declared = {n: tuple(p) for n, p in found.sites(hyper).items()}
     assert {n: set(p) for n, p in plates.items()} == {n: set(p) for n, p in declared.items()}
-    if guide is not None:
+    for trace in filter(None, (guide, drawn)):
         covered = {
-            n for n in guide.stochastic_nodes if n not in subsamples and not guide.nodes[n]["infer"].get("is_auxiliary")
+            n for n in trace.stochastic_nodes if n not in subsamples and not trace.nodes[n]["infer"].get("is_auxiliary")
         }
         enumerated = {n for n, s in latents.items() if s["infer"].get("enumerate") == "parallel"}
         assert covered == set(latents) - enumerated

@@ -32,6 +32,7 @@ __all__ = [
     "Diagnostic",
     "Elbo",
     "Figure",
+    "Finish",
     "Loss",
     "Method",
     "Objective",
@@ -100,15 +101,44 @@ class Alternating:
 Objective: TypeAlias = Elbo | Alternating
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """What is computed once the optimiser has ended, where the trained guide is not yet the posterior.
+
+    A Laplace approximation trains a point and gets its covariance from the curvature there, for example. A
+    :class:`~zoo.inference.posterior.Posterior` of such a pair is always finished: it draws from ``guide``, and what was
+    computed is among its parameters and saved with them. Training, checkpoints and ``resume`` know nothing of it.
+
+    Args:
+        guide: Draws the posterior. It reads the trained parameters, and the computed ones by ``pyro.param``.
+        names: Parameters that are computed.
+        compute: ``compute(params, batch)`` -> the computed parameters by name, from the trained ones as ``pyro.param``
+            returns them and the rows that they were trained on, all of them. It draws no random numbers.
+        check: Raises if ``compute`` cannot run here, for lack of a library; called before the optimiser starts.
+    """
+
+    guide: Callable[[Batch], Any]
+    names: tuple[str, ...]
+    compute: Callable[[Mapping[str, Tensor], Batch], Mapping[str, Tensor]]
+    check: Callable[[], None] = lambda: None
+
+
 class Pair(NamedTuple):
     """A Pyro model and guide over one batch; both are callables of the same ``batch``.
 
-    ``guide`` is ``None`` for a model that is sampled by MCMC only.
+    ``guide`` is what the optimiser trains, ``None`` for a model that is sampled by MCMC only. ``finish`` says what
+    follows where that guide is not yet the posterior.
     """
 
     model: Callable[[Batch], Any]
     guide: Callable[[Batch], Any] | None = None
     objective: Objective = Elbo()
+    finish: Finish | None = None
+
+    @property
+    def drawing(self) -> Callable[[Batch], Any] | None:
+        """The guide that draws after a fit: that of ``finish`` where there is one."""
+        return self.guide if self.finish is None else self.finish.guide
 
 
 # ------------------------------------------------------------------------------------------------------ data

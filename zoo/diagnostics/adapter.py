@@ -236,7 +236,7 @@ def evaluate(
 
     first = {k: v[0] for k, v in draws.items()}
     known = sites(posterior, batch, first)
-    model, guide = posterior.pair.model, posterior.pair.guide
+    model, guide = posterior.pair.model, posterior.pair.drawing
     discrete = [s.name for s in known.values() if s.kind == "enumerated"]
     fixed = [s.name for s in known.values() if s.kind == "deterministic"]
     seen = [s.name for s in known.values() if s.kind == "observed"]

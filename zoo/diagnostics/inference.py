@@ -392,7 +392,7 @@ def pareto_k_rows(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
     if not local:
         raise NotApplicable("no row has latents of its own")
     shared = {n: v for n, v in first.items() if n not in local}
-    model, guide = posterior.pair.model, posterior.pair.guide
+    model, guide = posterior.pair.model, posterior.pair.drawing
     assert guide is not None
 
     def per_row(trace: Any, sign: float) -> Tensor:

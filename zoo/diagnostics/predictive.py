@@ -927,7 +927,7 @@ def _weighted(
     posterior: Posterior, batch: Batch, count: int, seed: int
 ) -> tuple[NDArray[np.float64], dict[str, Tensor]]:
     """Return log weights of the guide's draws, and the log likelihood at the very same draws."""
-    model, guide = posterior.pair.model, posterior.pair.guide
+    model, guide = posterior.pair.model, posterior.pair.drawing
     assert guide is not None
     draw = {k: v[0] for k, v in posterior.draws(1).items()}
     known = sites(posterior, batch, draw)

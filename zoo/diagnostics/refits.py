@@ -77,6 +77,7 @@ class _Refitter:
             )
         if self.recipe is None:
             return Posterior(**common, layout=old._layout, info=old.info)  # type: ignore[arg-type]
+        from zoo.inference.runner import finished
         from zoo.inference.svi import Trainer
 
         if self.trainer is None:
@@ -95,10 +96,14 @@ class _Refitter:
         trainer, left = self.trainer, int(old.info.get("steps", self.recipe.steps))
         while left > 0:
             left -= len(trainer.run(min(left, 1_000)))
+        if self.pair.finish is not None and "kept" in batch:  # the other rows are left out
+            kept = {k: v if k in old.data.whole else v[batch["kept"]] for k, v in batch.items()}
+            data = dataclasses.replace(data, train=kept)
+        layout, values = finished(self.pair, data, trainer.layout, trainer.values)
         return Posterior(
             **common,  # type: ignore[arg-type]
-            layout=trainer.layout,
-            values=trainer.values,
+            layout=layout,
+            values=values,
             buffers=[b.clone() for b in trainer.state.buffers],
             info=old.info,
         )

@@ -83,7 +83,7 @@ def _densities(
     if not seen:
         raise NotApplicable("the model observes no data")
     latents = [n for n in first if n in known and known[n].kind == "latent"]
-    model, guide = posterior.pair.model, posterior.pair.guide
+    model, guide = posterior.pair.model, posterior.pair.drawing
 
     def at(nodes: Any) -> dict[str, Tensor]:
         out = {f"draw/{n}": nodes[n]["value"] for n in latents}

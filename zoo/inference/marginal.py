@@ -41,7 +41,7 @@ def amortised(posterior: Posterior, batch: Batch | None = None) -> tuple[str, ..
     Returns:
         Names of the sites marked ``infer={"amortised": True}``; none where chains were sampled.
     """
-    guide = posterior.pair.guide
+    guide = posterior.pair.drawing
     if guide is None or posterior.chains is not None:
         return ()
     if batch is None:

@@ -128,7 +128,8 @@ class Posterior:
     ) -> Posterior:
         """Return the posterior of a pair whose parameters stand in Pyro's parameter store, trained in any loop.
 
-        The store and the modules are copied; what trains on does not change the posterior.
+        The store and the modules are copied; what trains on does not change the posterior. What a pair computes after
+        training (:class:`~zoo.types.Finish`) is computed here.
 
         Args:
             pair: Model and guide, as they were trained.
@@ -145,7 +146,7 @@ class Posterior:
         """
         import pyro
 
-        from zoo.inference.runner import _dataset, git_state, trainer_layout, versions
+        from zoo.inference.runner import _dataset, finished, git_state, trainer_layout, versions
 
         if pair.guide is None:
             raise PairError("this pair has no guide, so nothing of it was trained")
@@ -161,6 +162,8 @@ class Posterior:
                     f"the parameter store holds '{key}' of shape {tuple(stored[key].shape)}; the pair has "
                     f"{tuple(layout.values[key].shape)}"
                 )
+        buffers = list(layout.buffer_values.values())
+        layout, values = finished(pair, dataset, layout, {n: stored[n] for n in layout.names})
         history = torch.as_tensor(losses, dtype=torch.float64).detach().flatten()
         info: dict[str, Any] = {
             "dtype": str(floating.dtype).removeprefix("torch."),
@@ -178,8 +181,8 @@ class Posterior:
             engine="svi",
             name=name,
             layout=layout,
-            values={n: stored[n] for n in layout.names},
-            buffers=list(layout.buffer_values.values()),
+            values=values,
+            buffers=buffers,
             history={"elbo": history},
             info=info,
         )
@@ -205,7 +208,7 @@ class Posterior:
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers; 0 for ``nuts``."""
+        """Numbers that were trained, or computed from them, and are saved; 0 for ``nuts``."""
         return sum(v.numel() for v in self._values.values())
 
     @property
@@ -664,7 +667,7 @@ def _rebuild(
                 from zoo.inference.runner import trainer_layout
 
                 known = _Known(parts["params"], allowance)
-                traced = own._replace(model=known(own.model), guide=None if own.guide is None else known(own.guide))
+                traced = own._replace(model=known(own.model), guide=None if own.drawing is None else known(own.drawing))
                 layout = trainer_layout(traced, data, dtype=dtype, device=torch.device("cpu"))
             else:
                 chains = _check_chains(_latents(own, data, dtype), parts["chains"], parts["stats"], dtype)

@@ -215,7 +215,7 @@ class Runs:
         Raises:
             PairError: If there is no guide.
         """
-        guide = self.pair.guide
+        guide = self.pair.drawing
         if guide is None:
             raise PairError("this pair has no guide to draw from")
 
@@ -355,9 +355,9 @@ class Runs:
             values = []
             with self.bound(), stream(seeded(seed, self.device)):
                 for _ in range(num):
-                    values.append(-float(estimator.loss(self.pair.model, self.pair.guide, batch)))
+                    values.append(-float(estimator.loss(self.pair.model, self.pair.drawing, batch)))
             return torch.tensor(values, dtype=self.dtype)
-        guide: Any = self.pair.guide
+        guide: Any = self.pair.drawing
 
         def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
             guide_trace = poutine.trace(guide).get_trace(batch)

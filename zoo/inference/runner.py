@@ -238,6 +238,10 @@ def fit(
         fits = []
         for at in range(seed, seed + restarts):
             pair, keep = build(at), None
+            if pair.finish is not None:
+                pair.finish.check()
+                # A finished posterior's parameters hold what was computed from them, too.
+                init = init and {n: v for n, v in init.items() if n not in pair.finish.names}
             own = (
                 identity
                 | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
@@ -377,6 +381,11 @@ def _descend(
         fine = torch.isfinite(history).all(1)
         about = dict(about) | {"skipped_steps": int((~fine).sum())}
         history = history[fine]
+    layout, values = trainer.layout, trainer.values
+    if pair.finish is not None:
+        tell(ProgressEvent("finishing", recipe.steps, recipe.steps, label))
+        with together(ranks):
+            layout, values = finished(pair, data, layout, values)
     info = dict(about) | {
         "seed": seed,
         "steps": int(trainer.state.step),
@@ -393,8 +402,8 @@ def _descend(
     }
     return Posterior(
         pair=pair,
-        layout=trainer.layout,
-        values=trainer.values,
+        layout=layout,
+        values=values,
         buffers=trainer.state.buffers,
         history={s.name: history[:, i] for i, s in enumerate(trainer.losses)},
         info=info,
@@ -743,6 +752,45 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def finished(
+    pair: Pair, data: Dataset, layout: Layout, values: Mapping[str, Tensor]
+) -> tuple[Layout, dict[str, Tensor]]:
+    """Compute what follows training, where a pair has a ``finish``.
+
+    Args:
+        pair: The pair.
+        data: With the rows that it was trained on.
+        layout: Of the trained guide.
+        values: Its unconstrained parameters.
+
+    Returns:
+        Layout and unconstrained parameters of the guide that draws; those of the trained one without ``finish``.
+
+    Raises:
+        PairError: If other parameters were computed than ``finish`` says, or its guide has others still.
+        DataError: If a computed parameter has another shape than in that guide, or lies outside of its constraint.
+        NonFiniteError: If one of them is not finite.
+    """
+    if pair.finish is None:
+        return layout, dict(values)
+    like = next(iter(values.values()))
+    with pyro_world(dtype=like.dtype, device=like.device), torch.enable_grad():
+        computed = pair.finish.compute(layout.constrained(values), data.train)
+    if set(computed) != set(pair.finish.names):
+        raise PairError(
+            f"finish computed {', '.join(sorted(computed)) or 'nothing'}; it says {', '.join(pair.finish.names)}"
+        )
+    for name, value in computed.items():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(f"'{name}', computed after the last step, is not finite; try dtype='float64'")
+    drawing = trainer_layout(pair._replace(guide=pair.drawing), data, dtype=like.dtype, device=like.device)
+    known = {**values, **drawing.unconstrained(computed)}
+    for name in drawing.names:
+        if name not in known:
+            raise PairError(f"the guide of finish has the parameter '{name}', which is neither trained nor computed")
+    return drawing, {n: known[n] for n in drawing.names}
 
 
 def trainer_layout(pair: Pair, data: Dataset, *, dtype: torch.dtype, device: torch.device) -> Layout:

@@ -243,7 +243,8 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
     if posterior.seconds is not None:
         rows.append(("Time", f"{show(posterior.seconds, 3)} s"))
     if posterior.engine == "svi":
-        rows.append(("Trained parameters", f"{posterior.num_parameters:,}"))
+        what = "Trained parameters" if posterior.pair.finish is None else "Parameters, trained and computed"
+        rows.append((what, f"{posterior.num_parameters:,}"))
     rows.append(("Numbers in a draw", f"{posterior.num_latents:,}"))
     if info.get("peak_memory"):
         rows.append(("Peak memory", f"{info['peak_memory'] / 1e6:,.0f} MB, of the process that fitted"))
