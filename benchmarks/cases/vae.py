@@ -1,4 +1,4 @@
-"""Variational autoencoder 784-400-50 on binarised MNIST, batch of 128."""
+"""Variational autoencoder 784-400-50 on binarised MNIST, batch of 128: the zoo's own pair, and the same by hand."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.cases import SviCase
 
 PIXELS, HIDDEN, LATENT, ROWS = 784, 400, 50, 128
 _SHAPES = {
-    "enc": (PIXELS, HIDDEN),
-    "loc": (HIDDEN, LATENT),
-    "log_scale": (HIDDEN, LATENT),
-    "dec": (LATENT, HIDDEN),
-    "out": (HIDDEN, PIXELS),
+    "encoder_0": (PIXELS, HIDDEN),
+    "encoder_1": (HIDDEN, 2 * LATENT),
+    "decoder_0": (LATENT, HIDDEN),
+    "decoder_1": (HIDDEN, PIXELS),
 }
+_LEAST = 1e-4  # smallest standard deviation of a latent
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -24,7 +24,7 @@ def batch() -> dict[str, np.ndarray]:
     path = Path(__file__).resolve().parents[2] / "zoo/datasets/bundled/mnist.npz"
     with np.load(path) as stored:
         images = stored["x_train"][:ROWS].reshape(ROWS, PIXELS)
-    return {"x": (images > 127).astype(np.float32)}
+    return {"x": (images > 127).astype(np.float32), "index": np.arange(ROWS)}
 
 
 def initial() -> dict[str, np.ndarray]:
@@ -32,42 +32,34 @@ def initial() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     found = {}
     for name, (a, b) in _SHAPES.items():
-        found[f"{name}_w"] = (rng.normal(size=(a, b)) / a**0.5).astype(np.float32)
-        found[f"{name}_b"] = np.zeros(b, np.float32)
+        found[f"{name}_weight"] = (rng.normal(size=(a, b)) / a**0.5).astype(np.float32)
+        found[f"{name}_bias"] = np.zeros(b, np.float32)
     return found
 
 
-def _layer(p: Any, name: str, x: Any) -> Any:
-    return x @ p[f"{name}_w"] + p[f"{name}_b"]
-
-
-def _pair(start: Any, ppl: Any, dist: Any, relu: Any, exp: Any, zeros: Any) -> Any:
-    def params(*names: str) -> dict[str, Any]:
-        return {f"{n}_{k}": ppl.param(f"{n}_{k}", start[f"{n}_{k}"]) for n in names for k in "wb"}
-
-    def model(batch: Any) -> None:
-        p = params("dec", "out")
-        with ppl.plate("datum", ROWS):
-            z = ppl.sample("z", dist.Normal(zeros((ROWS, LATENT)), 1.0).to_event(1))
-            logits = _layer(p, "out", relu(_layer(p, "dec", z)))
-            ppl.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch["x"])
-
-    def guide(batch: Any) -> None:
-        p = params("enc", "loc", "log_scale")
-        h = relu(_layer(p, "enc", batch["x"]))
-        with ppl.plate("datum", ROWS):
-            ppl.sample("z", dist.Normal(_layer(p, "loc", h), exp(_layer(p, "log_scale", h))).to_event(1))
-
-    return model, guide
+def _perceptron(p: Any, name: str, x: Any, relu: Any) -> Any:
+    h = relu(x @ p[f"{name}_0_weight"] + p[f"{name}_0_bias"])
+    return h @ p[f"{name}_1_weight"] + p[f"{name}_1_bias"]
 
 
 def pyro_pair(start: Any) -> Any:
-    """Return the pair for Pyro and zoo."""
+    """Return the pair, its parameters starting as asked."""
     import pyro
-    import pyro.distributions as dist
     import torch
 
-    return _pair(start, pyro, dist, torch.relu, torch.exp, torch.zeros)
+    from zoo.models.vae import Hyper, build
+    from zoo.types import Dataset
+
+    rows = {"x": torch.zeros(ROWS, PIXELS), "index": torch.arange(ROWS)}
+    data = Dataset(name="mnist", task="density", train=rows)
+    pair = build(data, Hyper(num_latent=LATENT, hidden=(HIDDEN,), likelihood="bernoulli"))
+
+    def guide(batch: Any) -> Any:
+        for name, value in start.items():
+            pyro.param(name, value)
+        return pair.guide(batch)  # type: ignore[misc]
+
+    return pair._replace(guide=guide)
 
 
 def numpyro_pair(start: Any) -> Any:
@@ -77,7 +69,22 @@ def numpyro_pair(start: Any) -> Any:
     import numpyro
     import numpyro.distributions as dist
 
-    return _pair(start, numpyro, dist, jax.nn.relu, jnp.exp, jnp.zeros)
+    def params(name: str) -> dict[str, Any]:
+        return {n: numpyro.param(n, v) for n, v in start.items() if n.startswith(name)}
+
+    def model(batch: Any) -> None:
+        p = params("decoder")
+        with numpyro.plate("datum", ROWS):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((ROWS, LATENT)), 1.0).to_event(1))
+            logits = _perceptron(p, "decoder", z, jax.nn.relu)
+            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=batch["x"])
+
+    def guide(batch: Any) -> None:
+        loc, raw = jnp.split(_perceptron(params("encoder"), "encoder", batch["x"], jax.nn.relu), 2, -1)
+        with numpyro.plate("datum", ROWS):
+            numpyro.sample("z", dist.Normal(loc, jax.nn.softplus(raw) + _LEAST).to_event(1))
+
+    return model, guide
 
 
 def torch_loss(p: Any, batch: Any) -> Any:
@@ -85,12 +92,12 @@ def torch_loss(p: Any, batch: Any) -> Any:
     import torch
     from torch.nn import functional as F
 
-    h = _layer(p, "enc", batch["x"]).relu()
-    loc, log_scale = _layer(p, "loc", h), _layer(p, "log_scale", h)
+    loc, raw = _perceptron(p, "encoder", batch["x"], torch.relu).split(LATENT, -1)
+    scale = F.softplus(raw) + _LEAST
     noise = torch.randn_like(loc)
-    z = loc + log_scale.exp() * noise
-    logits = _layer(p, "out", _layer(p, "dec", z).relu())
-    kl = (0.5 * (z * z - noise * noise) - log_scale).sum()
+    z = loc + scale * noise
+    logits = _perceptron(p, "decoder", z, torch.relu)
+    kl = (0.5 * (z * z - noise * noise) - scale.log()).sum()
     return kl + F.binary_cross_entropy_with_logits(logits, batch["x"], reduction="sum")
 
 
