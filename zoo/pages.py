@@ -186,14 +186,20 @@ def _made(method: Method[Any] | Diagnostic[Any], source: Path, figures: Path) ->
 
 def _head(method: Method[Any] | Diagnostic[Any], first: str, bibtex: str) -> str:
     title = re.sub(r"[{}]", "", _field(bibtex, "title"))
+    from zoo import tasks
+
     number = re.search(r"arXiv:(\d{4}\.\d{4,5})", bibtex)
     link = f", [{number[0]}](https://arxiv.org/abs/{number[1]})" if number else ""
-    facts = [f"task: {', '.join([method.task, *getattr(method, 'other_tasks', ())])}"]
+    others = getattr(method, "other_tasks", ())
+    same = [name for name in others if tasks.get(name).target == tasks.get(method.task).target]
+    facts = [f"task: {', '.join([method.task, *same])}"]
+    if len(same) < len(others):
+        facts.append(f"takes data of: {', '.join(name for name in others if name not in same)}")
     if isinstance(method, Method):
         facts += [f"engines: {', '.join(method.engines)}", f"default data: `{method.default_data}`"]
     else:
         facts.append(f"reads fits of: {', '.join(method.reads)}")
-    heading = method.name.replace("_", " ").capitalize()
+    heading = method.name.replace("_", " ").capitalize() if len(method.name) > 3 else method.name.upper()
     first = first.removeprefix(f"{heading}: ")
     return "\n\n".join([
         f"# {heading}",
