@@ -1149,14 +1149,14 @@ def predict(
         list[str] | None, typer.Option(metavar="COLUMN", help="Column to copy; the option may be repeated.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=2, help="Posterior draws. Default: 1000 for a number, 200 for classes.")
+        int | None, typer.Option(min=2, help="Posterior draws. Default: 1000 for a number, else 200.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the prediction.")] = 0,
 ) -> None:
     """Predict new rows by a saved posterior; with the target among the columns, print the scores too.
 
     A number gets mean, sd and a central interval in its own unit, a class its most probable label and the probability
-    of each. The column `row` counts the rows from 0.
+    of each; a method of the task density says how probable the row itself is. The column `row` counts rows from 0.
     """
     say: Say = ctx.obj
     if out is not None:

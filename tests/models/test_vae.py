@@ -171,8 +171,8 @@ def test_labelled_images_are_taken_and_scored_as_a_density(images: zoo.Posterior
     assert task.name == "density"
     scores = task.score(images.predict(data.test, 10, kinds=task.reads), data.test, data)
     assert 0 < scores["nll"] < 784 * math.log(2) + 50
-    with pytest.raises(DataError, match="is for density; a table is predicted for regression"):
-        images.predict_table({"x": np.zeros((2, 28, 28), dtype=np.uint8)})
+    found = images.predict_table({"x": np.zeros((2, 28, 28), dtype=np.uint8), "y": [3, 4]}, keep=["y"])
+    assert list(found) == ["row", "y", "log_density"]
     assert not _takes("vae", "classification")
     other = zoo.fit("map_network", data, steps=3, compile=False)
     with pytest.raises(DataError, match="only fits that predict the same can be compared"):
@@ -215,7 +215,13 @@ def test_a_table_without_a_target_is_fitted_from_the_command_line(tmp_path: Path
     loaded = zoo.load(tmp_path / "fit")
     assert loaded.data.task == "density"
     assert loaded.data.coords["feature"] == ("a", "b", "kind=v")
-    assert vae.marginal_log_likelihood(loaded, loaded.data.test, num_samples=10).shape == (10,)
+    frame.iloc[0, 0] = 100.0
+    frame.to_csv(tmp_path / "new.csv", index=False)
+    result = CliRunner().invoke(app, ["--json", "predict", str(tmp_path / "fit"), "--data", str(tmp_path / "new.csv")])
+    assert result.exit_code == 0, result.output
+    table = pd.DataFrame(json.loads(result.stdout)["predictions"])
+    assert table["log_density"].idxmin() == 0  # the row from elsewhere
+    assert json.loads(result.stdout)["scores"]["nll"] == pytest.approx(-table["log_density"].mean())
 
 
 # --------------------------------------------------------------------------------------------------------- claims

@@ -17,6 +17,7 @@ from zoo import tasks
 from zoo.datasets.files import open_table
 from zoo.datasets.tables import encode
 from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
+from zoo.inference.marginal import marginal_log_likelihood
 from zoo.inference.predictive import Prediction, block_seed
 from zoo.tasks.classification import probabilities
 
@@ -61,17 +62,18 @@ def predict_table(
     """Predict the target for every row of a table, in chunks of rows.
 
     Args:
-        posterior: A fit to a table or images, for a regression or a classification.
+        posterior: A fit to a table or images, for a regression, a classification or a density.
         table: New rows in any form that :func:`zoo.datasets.read` takes, encoded as the training rows were.
         interval: Probability of the central interval of a regression.
         keep: Columns of the table to copy, such as an identifier.
-        draws: Posterior draws; ``None`` takes 1,000 for a number and 200 for classes.
+        draws: Posterior draws; ``None`` takes 1,000 for a number, 200 for classes and densities.
         seed: Of the draws.
 
     Returns:
         The prediction. Its frame has the column ``row``, counted from 0; the columns to keep; and for a number
         ``mean``, ``sd``, ``lower`` and ``upper`` of the posterior predictive in the target's unit, for classes the
-        most probable ``class`` and the probability ``p_LABEL`` of each.
+        most probable ``class`` and the probability ``p_LABEL`` of each, for a density ``log_density`` in nats, of the
+        features as the model takes them (standardised columns); rows unlike those of the training have low ones.
 
     Raises:
         DataError: If the posterior is of another task, the table does not fit the training data, or an option is out
@@ -80,23 +82,30 @@ def predict_table(
     """
     data = posterior.data
     task = tasks.of(posterior.method, data)
-    if task is None or task.name not in ("regression", "classification"):
+    if task is None or task.name not in ("regression", "classification", "density"):
         raise DataError(f"'{posterior.name}' on data set '{data.name}' is for {task.name if task else 'no task'}; a "
-                        "table is predicted for regression and classification")  # fmt: skip
+                        "table is predicted for regression, classification and density")  # fmt: skip
     if not 0 < interval < 1:
         raise DataError(f"interval is {interval}; allowed: a probability between 0 and 1, such as 0.9")
     labels = _labels(posterior) if task.name == "classification" else ()
-    num = (200 if labels else 1_000) if draws is None else draws
+    density = task.name == "density"
+    num = (200 if labels or density else 1_000) if draws is None else draws
     if num < 2:
         raise DataError(f"draws is {num}; allowed: 2 or more")
     raw = open_table(table)
     own = ("row", "class", *(f"p_{label}" for label in labels)) if labels else ("row", "mean", "sd", "lower", "upper")
+    own = ("row", "log_density") if density else own
     for column in keep:
         if column not in raw.frame:
             raise UnknownNameError(f"column '{column}' to keep is unknown{suggest(column, list(raw.frame.columns))}")
         if column in own:
             raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
     batch = encode(data, raw)
+    copied = {column: raw.frame[column].to_numpy() for column in keep}
+    if density:
+        value = marginal_log_likelihood(posterior, batch, num_samples=num, seed=seed).numpy()
+        frame = pd.DataFrame({"row": np.arange(len(value)), **copied, "log_density": value})
+        return TablePrediction(frame=frame, scores={task.primary: -float(value.mean())}, scored=len(value))
     rows, width = len(batch["index"]), num * max(len(labels), 1)
     stride = -(-rows * width // _SCORED_CELLS) if task.target in batch else 0
     # Results have their place from the start: small pieces kept between large passing ones would fragment the memory.
@@ -116,7 +125,6 @@ def predict_table(
         columns |= {f"p_{label}": values[:, code] for code, label in enumerate(labels)}
     else:
         columns = dict(zip(("mean", "sd", "lower", "upper"), values.T, strict=True))
-    copied = {column: raw.frame[column].to_numpy() for column in keep}
     frame = pd.DataFrame({"row": np.arange(rows), **copied, **columns})
     if kept is None:
         return TablePrediction(frame=frame, scores={}, scored=0)
