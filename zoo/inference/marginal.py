@@ -84,7 +84,7 @@ def marginal_log_likelihood(
         PairError: If there is no guide, or observed sites differ in their rows.
 
     References:
-        Burda, Grosse, Salakhutdinov (2016), eq. 8. https://arxiv.org/abs/1509.00519
+        Burda, Grosse, Salakhutdinov (2016), sec. 3. https://arxiv.org/abs/1509.00519
     """
     if num_samples < 1:
         raise DataError(f"num_samples is {num_samples}; allowed: 1 or more")

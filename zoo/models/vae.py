@@ -193,7 +193,7 @@ def active_units(posterior: Posterior, batch: Batch | None = None) -> Tensor:
         Variances, ``(num_latent,)``.
 
     References:
-        Burda, Grosse, Salakhutdinov (2016), sec. 5.2. https://arxiv.org/abs/1509.00519
+        Burda, Grosse, Salakhutdinov (2016). https://arxiv.org/abs/1509.00519
     """
     return codes(posterior, batch)[0].var(0)
 
@@ -438,7 +438,7 @@ CLAIMS = (
         "VampPrior than with the standard normal prior.",
         published="static MNIST, 50,000 training rows: -88.56 with the standard normal prior, -85.57 with the "
         "VampPrior",
-        source="Burda et al. (2016), eq. 9; Tomczak, Welling (2018), table 1",
+        source="Burda et al. (2016), theorem 1; Tomczak, Welling (2018), table 1",
         measure=_measure_prior,
         acceptance=(
             Acceptance(key="log likelihood, normal", above="ELBO, normal"),

@@ -50,7 +50,7 @@ def score(prediction: Prediction, batch: Batch, dataset: Dataset) -> dict[str, f
         PairError: If the prediction has no log densities of rows at the site ``x``.
 
     References:
-        Burda, Grosse, Salakhutdinov (2016), eq. 8. https://arxiv.org/abs/1509.00519
+        Burda, Grosse, Salakhutdinov (2016), sec. 3. https://arxiv.org/abs/1509.00519
     """
     log_prob, rows = prediction.log_prob.get("x"), len(batch["x"])
     if log_prob is None:

@@ -179,8 +179,8 @@ def binarised(data: Dataset, *, seed: int = 0) -> Dataset:
         DataError: If a value of ``x`` lies outside ``[0, 1]``.
 
     References:
-        Larochelle, Murray (2011), The neural autoregressive distribution estimator, sec. 6; Salakhutdinov, Murray
-        (2008), On the quantitative analysis of deep belief networks, sec. 5.
+        Larochelle, Murray (2011), The neural autoregressive distribution estimator; Salakhutdinov, Murray (2008), On
+        the quantitative analysis of deep belief networks.
     """
     likelihood_of(data, "bernoulli")
     generator = torch.Generator().manual_seed(seed)
@@ -237,7 +237,7 @@ def vamp_prior(components: TorchDistribution) -> TorchDistribution:
         A distribution of the components' event shape.
 
     References:
-        Tomczak, Welling (2018), VAE with a VampPrior, eq. 9. https://arxiv.org/abs/1705.07120
+        Tomczak, Welling (2018), VAE with a VampPrior. https://arxiv.org/abs/1705.07120
     """
     loc = components.base_dist.loc
     return dist.MixtureSameFamily(dist.Categorical(logits=loc.new_zeros(len(loc))), components)
