@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,6 +16,7 @@ import zoo
 from zoo import tasks
 from zoo.diagnostics import diagnose
 from zoo.diagnostics.inference import pareto_k_rows
+from zoo.diagnostics.predictive import scores
 from zoo.errors import DataError, PairError
 from zoo.inference.marginal import amortised, marginal_log_likelihood
 from zoo.types import Dataset, Elbo, Pair
@@ -152,6 +154,21 @@ def test_checks_judge_rows_and_refuse_what_mixes_them(right: zoo.Posterior, wide
     assert "row left out" in found["loo"].explanation
     assert pareto_k_rows(wide, num_draws=500).verdict == "pass"
     assert pareto_k_rows(fitted(pca(widen=0.3)), num_draws=500).verdict == "fail"
+
+
+def test_held_out_rows_are_as_probable_as_the_models_own() -> None:
+    verdicts = []
+    for seed in range(20):
+        data = replace(DATA, test=rows(200, 100 + seed))
+        verdicts.append(scores(fitted(pca(), data), num_draws=20, seed=seed).verdict)
+    assert "fail" not in verdicts
+    assert verdicts.count("pass") >= 16
+    narrow = {**DATA.test, "x": CENTRE + 0.3 * (DATA.test["x"] - CENTRE)}
+    wide = {**DATA.test, "x": CENTRE + 2 * (DATA.test["x"] - CENTRE)}
+    for batch, words in ((narrow, "wider than the rows are"), (wide, "surer of what rows look like")):
+        found = scores(fitted(pca(), replace(DATA, test=batch)), num_draws=20)
+        assert found.verdict == "fail"
+        assert words in found.explanation
 
 
 def test_arviz_names_the_rows_and_holds_the_weights(right: zoo.Posterior) -> None:

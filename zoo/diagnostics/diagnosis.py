@@ -260,7 +260,7 @@ def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
     reasons: list[str] = []
     parameters = _use(about["parameters"])
     predictions = _use(about["predictions"])
-    held_out = [c for c in about["predictions"] if c.name == "calibration"]
+    held_out = [c for c in about["predictions"] if c.name in ("calibration", "scores")]
     measured = {"calibration", "scores", "selective_prediction", "out_of_distribution"}
     bad = any(c.verdict == "fail" and c.name in measured for c in about["predictions"])
     if predictions == "do not use" and held_out and not bad:

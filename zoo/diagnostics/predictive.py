@@ -16,7 +16,9 @@ from torch import Tensor
 from zoo.diagnostics.adapter import Site, _base, _log_prob, _trace, evaluate, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, affordable, khat_threshold
-from zoo.inference.marginal import amortised
+from zoo.inference.marginal import amortised, marginal_log_likelihood
+from zoo.inference.predictive import given_draws
+from zoo.tasks import Task, of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -477,8 +479,6 @@ def calibration(posterior: Posterior, *, held: HeldOut | None = None, num_draws:
 
 
 def _target_site(posterior: Posterior, known: dict[str, Site]) -> str:
-    from zoo.tasks import of
-
     task = of(posterior.method, posterior.data)
     if task is not None and task.site in known:
         return task.site
@@ -608,7 +608,8 @@ def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int 
     """Check that the scores of held-out rows are those that the prediction itself expects.
 
     Brier score for classes, CRPS (the fair estimator) for numbers; the log score is reported beside it. The expected
-    score is that of data replicated from the prediction, all rows of a replicate under one posterior draw.
+    score is that of data replicated from the prediction, all rows of a replicate under one posterior draw. For the task
+    ``density``: the mean log density of held-out rows against that of rows simulated from the model.
 
     Args:
         posterior: A fit on a data set with a test or validation split.
@@ -623,6 +624,9 @@ def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int 
         Gneiting, Raftery (2007), JASA 102, for proper scores; Brier (1950); Ferro (2014), QJRMS 140, for the fair CRPS;
         Seillier-Moiseiwitsch, Dawid (1993), JASA 88, for testing a score against its expectation.
     """
+    task = of(posterior.method, posterior.data)
+    if task is not None and task.name == "density":
+        return _density_scores(posterior, task, num_draws, seed)
     held = held or held_out(posterior, num_draws=num_draws, seed=seed)
     kind = "Brier score" if held.probs is not None else "CRPS"
     own = float(_losses(held, held.truth).mean())
@@ -653,6 +657,65 @@ def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int 
         if verdict == "pass"
         else f"The {kind} on the {held.split} rows is {own:.3g}, while the predictions expect {typical:.3g}: they are "
         f"{'worse than they claim' if own > typical else 'better than they claim, hence too cautious'}.",
+    )
+
+
+def _density_scores(posterior: Posterior, task: Task, num_draws: int, seed: int) -> Check:
+    """Compare the log densities of held-out rows with those of simulated rows, as :func:`scores` says."""
+    from scipy.stats import norm
+
+    split, given = "test", posterior.data.test
+    if given is None:
+        split, given = "validation", posterior.data.validation
+    if given is None or "index" not in given:
+        raise NotApplicable("the data set has no held-out rows; the density of fitted rows would flatter the fit")
+    batch = _subset(posterior, posterior._prepare(given), _FEW_ROWS, seed)
+    model = posterior.pair.model
+
+    def simulate(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"x": _trace(model, batch, {}, observed=False).nodes[task.site]["value"]}
+
+    try:
+        made = posterior.runs.map(simulate, 1, seed=given_draws(seed))["x"][0]
+    except NotImplementedError as error:
+        raise NotApplicable(f"the model cannot be sampled ({error})") from error
+    if made.shape != batch[task.target].shape:
+        raise NotApplicable(f"site '{task.site}' has shape {tuple(made.shape)}, and the rows another one")
+    count = min(num_draws, 100)
+    own, theirs = (
+        np.asarray(marginal_log_likelihood(posterior, rows, num_samples=count, seed=seed))
+        for rows in (batch, {**batch, task.target: made})
+    )
+    gap, spread = float(own.mean() - theirs.mean()), float(theirs.std(ddof=1))
+    noise = math.hypot(own.std(ddof=1), spread) / math.sqrt(len(own))
+    p_value = 2 * float(norm.sf(abs(gap) / max(noise, 1e-12)))
+    off = abs(gap) / max(spread, 1e-12)
+    verdict: Verdict = "fail" if p_value < 0.01 and off > 0.5 else "warn" if p_value < 0.05 else "pass"
+    return Check(
+        name="scores",
+        title="Are held-out rows as probable as the model says?",
+        about="predictions",
+        verdict=verdict,
+        value={
+            "log density": float(own.mean()),
+            "of simulated rows": float(theirs.mean()),
+            "their sd": spread,
+            "p-value": p_value,
+            "rows": len(own),
+            "draws": count,
+        },
+        threshold="mean log density against that of rows simulated from the model: warn if the two-sided p-value is "
+        "below 0.05, fail below 0.01 if they are also more than half a standard deviation of single rows apart",
+        source="Seillier-Moiseiwitsch, Dawid (1993), JASA 88; half: ours",
+        explanation=f"The {split} rows are as probable under the model as rows that it makes itself."
+        if verdict == "pass"
+        else f"The {split} rows have a log density of {own.mean():.4g} on average, and rows that the model makes "
+        f"itself one of {theirs.mean():.4g}: "
+        + (
+            "the model is surer of what rows look like than it should be; train for fewer steps, or on more rows."
+            if gap < 0
+            else "the model spreads its mass wider than the rows are; train for more steps, or give it more latents."
+        ),
     )
 
 
