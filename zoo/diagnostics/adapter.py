@@ -240,7 +240,7 @@ def evaluate(
     discrete = [s.name for s in known.values() if s.kind == "enumerated"]
     fixed = [s.name for s in known.values() if s.kind == "deterministic"]
     seen = [s.name for s in known.values() if s.kind == "observed"]
-    local = [n for n in amortised(posterior, batch) if n in known and known[n].row_axis is not None] if seen else []
+    local = [n for n in amortised(posterior) if n in known and known[n].row_axis is not None] if seen else []
     plates = {name: known[name].dims[: known[name].batch_ndim] for name in [*seen, *local]}
     nesting = 0
     if discrete:

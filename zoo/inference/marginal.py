@@ -31,12 +31,11 @@ __all__ = ["amortised", "marginal_log_likelihood"]
 _ROWS = 1_000  # evaluated together
 
 
-def amortised(posterior: Posterior, batch: Batch | None = None) -> tuple[str, ...]:
+def amortised(posterior: Posterior) -> tuple[str, ...]:
     """Return the latents that the guide draws from the rows themselves.
 
     Args:
         posterior: A fit.
-        batch: Batch to run the guide on; the first training row if ``None``.
 
     Returns:
         Names of the sites marked ``infer={"amortised": True}``; none where chains were sampled.
@@ -44,14 +43,12 @@ def amortised(posterior: Posterior, batch: Batch | None = None) -> tuple[str, ..
     guide = posterior.pair.drawing
     if guide is None or posterior.chains is not None:
         return ()
-    if batch is None:
-        data = posterior.data
-        batch = posterior._prepare(None)
-        if "index" in batch:
-            batch = {k: v if k in data.whole else v[:1] for k, v in batch.items()}
-    with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
-        trace: Any = poutine.trace(guide).get_trace(batch)
-    return tuple(n for n in trace.stochastic_nodes if trace.nodes[n]["infer"].get("amortised"))
+    if posterior._amortised is None:
+        with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
+            trace: Any = poutine.trace(guide).get_trace(posterior._prepare(None))
+        names = (n for n in trace.stochastic_nodes if trace.nodes[n]["infer"].get("amortised"))
+        posterior._amortised = tuple(names)
+    return posterior._amortised
 
 
 def marginal_log_likelihood(

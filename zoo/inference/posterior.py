@@ -95,6 +95,7 @@ class Posterior:
         self.restarts = tuple(restarts)
         self.info = dict(info or {})
         self.diagnosis: Diagnosis | None = None
+        self._amortised: tuple[str, ...] | None = None  # sites, once zoo.inference.marginal looked for them
         self._values = dict(values or {})
         self._layout = layout
         self._buffers = list(buffers)
