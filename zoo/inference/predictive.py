@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -438,11 +439,22 @@ def _discrete(model: Callable[..., Any], nesting: int | None) -> Callable[..., A
     """Sample enumerated latents from their exact conditional posterior."""
     if nesting is None:
         return model
-    return infer_discrete(model, first_available_dim=-1 - nesting, temperature=1)  # type: ignore[no-any-return]
+    inferred = infer_discrete(model, first_available_dim=-1 - nesting, temperature=1)
+
+    def run(*args: Any) -> Any:
+        with warnings.catch_warnings():  # a latent that the guide enumerates is given here
+            warnings.filterwarnings("ignore", message="infer_discrete found no sample sites")
+            return inferred(*args)
+
+    return run
 
 
 def _subsample(site: Any) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _factor(site: Any) -> bool:
+    return type(_base(site["fn"])).__name__ == "Unit"
 
 
 def _deterministic(site: Any) -> bool:
@@ -453,7 +465,7 @@ def _observed(nodes: Mapping[str, Any]) -> list[str]:
     return [
         n
         for n, s in nodes.items()
-        if s["type"] == "sample" and s["is_observed"] and not _deterministic(s) and not _subsample(s)
+        if s["type"] == "sample" and s["is_observed"] and not (_deterministic(s) or _subsample(s) or _factor(s))
     ]
 
 

@@ -1,0 +1,386 @@
+r"""The variational fair autoencoder: a representation of rows from which a sensitive group cannot be told.
+
+A row has features :math:`x`, a class :math:`y`, which may be unknown, and the code :math:`s` of its sensitive group.
+The decoder of the features is told :math:`s`, so that :math:`z_1` need not carry it, and :math:`z_2` is what is left of
+:math:`z_1` beside the class. With multilayer perceptrons :math:`f`,
+
+.. math::
+
+    z_2 &\sim \mathrm{N}(0, I), \qquad y \sim \mathrm{Cat}(1/C), \qquad
+    z_1 \sim \mathrm{N}(\mu, \mathrm{diag}\, \sigma^2), \; (\mu, \sigma) = f_{z_1}(z_2, y), \\
+    x_j &\sim \mathrm{N}(f_x(z_1, s)_j, \tau_j^2) \text{ for a number}, \qquad
+    x_j \sim \mathrm{Bernoulli}(\mathrm{sigmoid} f_x(z_1, s)_j) \text{ for an indicator of a category}.
+
+The guide is amortised, :math:`q(z_1 \mid x, s)\, q(y \mid z_1)\, q(z_2 \mid z_1, y)`, with normals of diagonal
+covariance and a linear classifier :math:`q(y \mid z_1)`. What is maximised is the evidence lower bound and two more
+terms, all per row:
+
+.. math::
+
+    \mathrm{ELBO} + \alpha \log q(y \mid z_1)
+    - \beta \sum_k \Bigl\| \frac{1}{n_k} \sum_{s_i = k} \psi(z_{1i})
+    - \frac{1}{n - n_k} \sum_{s_i \ne k} \psi(z_{1i}) \Bigr\|^2, \qquad
+    \psi(z) = \sqrt{2/D} \, \cos\bigl(\sqrt{2/\gamma}\, W^\top z + b\bigr),
+
+with :math:`W_{ij} \sim \mathrm{N}(0, 1)`, :math:`b_j` uniform on :math:`[0, 2\pi]`: the maximum mean discrepancy of
+each group from the rest, by random features of the kernel :math:`\exp(-\|z - z'\|^2 / \gamma)`. Of two groups there is
+one term. Of rows without a class it is taken through :math:`q(y \mid z_1)`, all classes summed exactly. The purged
+representation of a row is the mean of :math:`q(z_1 \mid x, s)`.
+
+==================  ===============  =========  ====================================================================
+symbol              site             plate      meaning
+==================  ===============  =========  ====================================================================
+:math:`z_1`         ``z1``           ``datum``  the purged representation, ``(rows, num_z1)``
+:math:`z_2`         ``z2``           ``datum``  what of it is not the class, ``(rows, num_z2)``
+:math:`y`           ``y_missing``    ``datum``  class of a row that has none; only where some have none
+:math:`y`           ``y``            ``datum``  the known class under :math:`q(y \mid z_1)`, observed, scaled by alpha
+:math:`x`           ``x_number``     ``datum``  numbers, or pixels, observed
+:math:`x`           ``x_indicator``  ``datum``  indicators of categories, 0 or 1, observed
+..                  ``mmd``                     the penalty, a factor; none for ``beta = 0``
+==================  ===============  =========  ====================================================================
+
+Deviations. The class of a labelled row has no prior term: a constant for equally probable classes. The two extra terms
+are scaled to the whole data, as the bound is, so ``beta`` is the paper's weight over the rows of a mini-batch. Random
+features are drawn once, from a fixed seed, not for every step. In a mini-batch without rows of a group its
+term is left out; the paper draws both groups for every batch. Numbers are normal with a learnt width for each column.
+The paper weighs ``alpha`` by the ratio of labelled to unlabelled rows; here it is what ``Hyper`` says.
+
+.. code-block:: bibtex
+
+    @inproceedings{louizos2016fair,
+      title     = {The Variational Fair Autoencoder},
+      author    = {Louizos, Christos and Swersky, Kevin and Li, Yujia and Welling, Max and Zemel, Richard},
+      booktitle = {International Conference on Learning Representations},
+      year      = {2016},
+      url       = {https://arxiv.org/abs/1511.00830}
+    }
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from zoo.errors import DataError
+from zoo.models._parts.autoencoders import encoded, perceptron
+from zoo.types import Batch, Dataset, Elbo, Method, Pair, Recipe
+
+if TYPE_CHECKING:
+    from zoo.inference.posterior import Posterior
+
+__all__ = ["METHOD", "Hyper", "RandomFeatures", "build", "discrepancy", "represent", "sites"]
+
+_LEAST_SCALE = 0.1  # of z1 given z2: first guesses are far off, and under a narrow normal their density is extreme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyper:
+    """Hyper-parameters.
+
+    Args:
+        num_z1: Dimensions of the purged representation. Spare ones are not harmless: their means hardly vary, but what
+            little they do can tell the group, and no kernel of the width of the others sees it.
+        num_z2: Dimensions of what is left of it beside the class.
+        hidden: Units of each hidden layer of every perceptron.
+        alpha: Weight of the classifier's log probability of the class.
+        beta: Weight of the discrepancy between groups, per row; 0 leaves it out.
+        gamma: Width of its kernel, the squared distance at which it has fallen to 1/e; ``None``: half of ``num_z1``.
+        num_features: Random features of the kernel.
+    """
+
+    num_z1: int = 6
+    num_z2: int = 6
+    hidden: tuple[int, ...] = (64,)
+    alpha: float = 10.0
+    beta: float = 1_000.0
+    gamma: float | None = None
+    num_features: int = 500
+
+
+def build(data: Dataset, hyper: Hyper) -> Pair:
+    """Return the pair.
+
+    Args:
+        data: Batches with features ``x``, ``(rows, features)``, classes ``y``, groups ``s`` and ``index``; where the
+            class of some rows is unknown also ``y_missing``. ``extra["num_classes"]`` and ``extra["num_groups"]``.
+            Columns with ``categories`` are indicators, all others numbers.
+        hyper: Hyper-parameters.
+
+    Returns:
+        Model and guide over one batch; with unknown classes their sum is exact (``Elbo(estimator="enum")``).
+
+    Raises:
+        DataError: If a hyper-parameter is out of range, or the data have no groups or no classes.
+    """
+    _refuse(data, hyper)
+    classes, groups = int(data.extra["num_classes"]), int(data.extra["num_groups"])
+    table = _Columns.of(data)
+    psi = RandomFeatures.drawn(hyper.num_z1, hyper.num_features, gamma=hyper.gamma or hyper.num_z1 / 2)
+
+    def told_by(name: str, *inputs: Tensor, num: int, least_scale: float = 0.0) -> TorchDistribution:
+        fn = encoded(name, torch.cat(inputs, -1), num, hidden=hyper.hidden)
+        return dist.Normal(fn.base_dist.loc, fn.base_dist.scale + least_scale).to_event(1)
+
+    def rows(batch: Batch) -> pyro.plate:
+        return pyro.plate("datum", data.num_data, subsample=batch["index"], dim=-1)
+
+    def told(batch: Batch, y_missing: Tensor | None, like: Tensor) -> Tensor:
+        """Return the class of every row as an indicator: the known one, or the one that was drawn or enumerated."""
+        y = batch["y"] if y_missing is None else y_missing
+        if y_missing is not None and "y" in batch:
+            y = torch.where(batch["y_missing"], y_missing, batch["y"])
+        return nn.functional.one_hot(y, classes).to(like)
+
+    def guess(z1: Tensor) -> Tensor:
+        """Return the logits of the classifier."""
+        return perceptron("q_y", z1, classes)
+
+    def model(batch: Batch) -> None:
+        x, num = batch["x"], len(batch["index"])
+        s = nn.functional.one_hot(batch["s"], groups).to(x)
+        with rows(batch):
+            y_missing = None
+            if not _all_known(batch):
+                y_missing = pyro.sample("y_missing", dist.Categorical(logits=x.new_zeros(num, classes)))
+            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(num, hyper.num_z2), 1.0).to_event(1))
+            y = told(batch, y_missing, x)
+            z1 = pyro.sample("z1", told_by("p_z1", *_alike(z2, y), num=hyper.num_z1, least_scale=_LEAST_SCALE))
+            with poutine.scale(scale=hyper.alpha), poutine.mask(mask=_known(batch)):
+                code = batch.get("y", torch.zeros_like(batch["s"]))  # under the mask where unknown
+                pyro.sample("y", dist.Categorical(logits=guess(z1)), obs=code)
+            table.observe(x, perceptron("p_x", torch.cat([z1, s], -1), table.num, hidden=hyper.hidden))
+        if hyper.beta:
+            pyro.factor("mmd", -hyper.beta * data.num_data * discrepancy(psi(z1), batch["s"], groups))
+
+    def guide(batch: Batch) -> None:
+        x = batch["x"]
+        s = nn.functional.one_hot(batch["s"], groups).to(x)
+        with rows(batch):
+            fn = told_by("q_z1", table.inputs(x), s, num=hyper.num_z1)
+            z1 = pyro.sample("z1", fn, infer={"amortised": True})
+            y_missing = None
+            if not _all_known(batch):
+                logits = guess(z1)
+                if "y" in batch:  # of rows with a class all are equal, as in the model, where they have no say
+                    logits = torch.where(batch["y_missing"][:, None], logits, 0.0)
+                y_missing = pyro.sample(
+                    "y_missing", dist.Categorical(logits=logits), infer={"amortised": True, "enumerate": "parallel"}
+                )
+            y = told(batch, y_missing, x)
+            pyro.sample("z2", told_by("q_z2", *_alike(z1, y), num=hyper.num_z2), infer={"amortised": True})
+
+    some_unknown = bool(data.train["y_missing"].any()) if "y_missing" in data.train else False
+    return Pair(model, guide, Elbo(estimator="enum", max_plate_nesting=1) if some_unknown else Elbo())
+
+
+def _refuse(data: Dataset, hyper: Hyper) -> None:
+    sizes = (hyper.num_z1, hyper.num_z2, hyper.num_features, *hyper.hidden)
+    if any(size < 1 for size in sizes):
+        raise DataError(
+            f"num_z1, num_z2, num_features and hidden are {sizes[0]}, {sizes[1]}, {sizes[2]} and {hyper.hidden}; every "
+            "size must be at least 1"
+        )
+    for name, value in (("alpha", hyper.alpha), ("beta", hyper.beta)):
+        if not 0 <= value < math.inf:
+            raise DataError(f"{name} is {value}; allowed: a weight of 0 or more")
+    if hyper.gamma is not None and not 0 < hyper.gamma < math.inf:
+        raise DataError(f"gamma is {hyper.gamma}; allowed: a positive width, or None for half of num_z1")
+    for what in ("num_classes", "num_groups"):
+        if not isinstance(data.extra.get(what), int):
+            raise DataError(
+                f"data set '{data.name}' has no extra['{what}']; a fair representation needs a class as target and a "
+                "sensitive column: zoo.datasets.read(..., target='income', sensitive='sex')"
+            )
+    if "x_missing" in data.train:
+        raise DataError(f"data set '{data.name}' has missing entries, which this method does not impute; fill them")
+
+
+def _all_known(batch: Batch) -> bool:
+    return "y" in batch and "y_missing" not in batch
+
+
+def _known(batch: Batch) -> Tensor:
+    """Say which rows have a class, ``(rows,)``."""
+    like = batch["s"]
+    if "y" not in batch:
+        return torch.zeros_like(like, dtype=torch.bool)
+    return torch.ones_like(like, dtype=torch.bool) if "y_missing" not in batch else ~batch["y_missing"]
+
+
+def _alike(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand both to common leading dimensions: an enumerated class has one more."""
+    shape = torch.broadcast_shapes(z.shape[:-1], y.shape[:-1])
+    return z.expand(*shape, z.shape[-1]), y.expand(*shape, y.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which features are numbers and which indicators, and how the latter become 0 and 1 again.
+
+    Args:
+        indicator: Whether a feature is an indicator, ``(features,)``.
+        mean: Mean of the raw feature.
+        scale: Standard deviation of it.
+    """
+
+    indicator: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, data: Dataset) -> _Columns:
+        num = data.train["x"].shape[-1]
+        columns = data.columns if len(data.columns) == num else ()
+        indicator = [column.categories is not None for column in columns] or [False] * num
+        mean = [column.mean for column in columns] or [0.0] * num
+        scale = [column.scale for column in columns] or [1.0] * num
+        return cls(torch.tensor(indicator), torch.tensor(mean), torch.tensor(scale))
+
+    @property
+    def num(self) -> int:
+        return len(self.indicator)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Return what the encoder sees: numbers as they are, indicators as 0 and 1."""
+        raw = x * self.scale.to(x) + self.mean.to(x)
+        return torch.where(self.indicator.to(x.device), raw, x)
+
+    def observe(self, x: Tensor, told: Tensor) -> None:
+        """Write the observed sites of the features."""
+        numbers, flags = (torch.nonzero(kind).flatten().to(x.device) for kind in (~self.indicator, self.indicator))
+        if len(numbers):
+            width = pyro.param("x_scale", lambda: torch.ones(len(numbers)), constraint=constraints.positive)
+            fn = dist.Normal(told[..., numbers], width).to_event(1)
+            pyro.sample("x_number", fn, obs=x[..., numbers])
+        if len(flags):
+            fn = dist.Bernoulli(logits=told[..., flags]).to_event(1)
+            pyro.sample("x_indicator", fn, obs=self.inputs(x)[..., flags].round())
+
+
+@dataclass(frozen=True, slots=True)
+class RandomFeatures:
+    r"""Random features of a kernel: :math:`\psi(z)^\top \psi(z') \approx \exp(-\|z - z'\|^2 / \gamma)`.
+
+    Args:
+        W: Directions, ``(dimensions, features)``, standard normal.
+        b: Phases, ``(features,)``, uniform on :math:`[0, 2\pi]`.
+        gamma: Width of the kernel.
+
+    References:
+        Zhao, Meng (2015), FastMMD, eq. 6; Rahimi, Recht (2007), sec. 3.
+    """
+
+    W: Tensor
+    b: Tensor
+    gamma: float
+
+    @classmethod
+    def drawn(cls, dimensions: int, features: int, *, gamma: float, seed: int = 0) -> RandomFeatures:
+        """Draw directions and phases.
+
+        Args:
+            dimensions: Of ``z``.
+            features: How many; the error of the kernel falls with one over the root of it.
+            gamma: Width of the kernel.
+            seed: Of the draw.
+
+        Returns:
+            The features.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        W = torch.randn(dimensions, features, generator=generator, device="cpu")
+        b = 2 * math.pi * torch.rand(features, generator=generator, device="cpu")
+        return cls(W, b, gamma)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the features.
+
+        Args:
+            z: ``(*batch, dimensions)``.
+
+        Returns:
+            ``(*batch, features)``.
+        """
+        inner = math.sqrt(2 / self.gamma) * z @ self.W.to(z) + self.b.to(z)
+        return math.sqrt(2 / len(self.b)) * inner.cos()
+
+
+def discrepancy(psi: Tensor, s: Tensor, groups: int) -> Tensor:
+    """Return how far the groups are apart in the means of their features.
+
+    Args:
+        psi: Features, ``(rows, features)``.
+        s: Group of each row, ``(rows,)``.
+        groups: How many groups there are.
+
+    Returns:
+        Sum over groups of the squared distance between the mean of the group and that of all other rows, a scalar; of
+        two groups one term, as both are the same. A group that has no row here, or all, adds nothing.
+    """
+    member = nn.functional.one_hot(s, groups).to(psi)
+    inside = member.sum(0)
+    outside = len(s) - inside
+    sums = member.mT @ psi
+    gap = sums / inside.clamp_min(1)[:, None] - (psi.sum(0) - sums) / outside.clamp_min(1)[:, None]
+    terms = torch.where((inside > 0) & (outside > 0), gap.square().sum(-1), 0.0)
+    return terms[0] if groups == 2 else terms.sum()
+
+
+# ---------------------------------------------------------------------------------------- quantities of interest
+def represent(posterior: Posterior, batch: Batch) -> Tensor:
+    """Return the purged representation of rows: the mean of :math:`q(z_1 | x, s)`.
+
+    Args:
+        posterior: A fit of this method.
+        batch: Rows with ``x`` and ``s``; a target is not looked at.
+
+    Returns:
+        ``(rows, num_z1)``, on the CPU.
+    """
+    given = posterior._prepare({k: v for k, v in batch.items() if k in ("x", "s")})
+    with torch.random.fork_rng(devices=[]), posterior.runs.bound():
+        trace: Any = poutine.trace(posterior.runs.pair.guide).get_trace(given)
+    mean: Tensor = trace.nodes["z1"]["fn"].base_dist.loc
+    return mean.detach().cpu()
+
+
+def sites(hyper: Hyper) -> dict[str, tuple[str, ...]]:
+    """Return each latent site and the plates around it; where classes are unknown there is ``y_missing`` too.
+
+    Args:
+        hyper: Hyper-parameters.
+
+    Returns:
+        Site -> plates.
+    """
+    return {"z1": ("datum",), "z2": ("datum",)}
+
+
+METHOD = Method(
+    name="variational_fair_autoencoder",
+    title="Variational fair autoencoder: a representation that does not tell a sensitive group",
+    paper="louizos2016fair",
+    task="fair_representation",
+    hyper=Hyper,
+    sites=sites,
+    smoke=Hyper(num_z1=5, num_z2=4, hidden=(16,), num_features=50),
+    default_data="german_credit_sex",
+    build=build,
+    engines=("svi",),
+    recipe=Recipe(steps=3_000, learning_rate=3e-3, batch_size=256, schedule="cosine"),
+    use_when="Rows are to be handed on, or a class to be predicted, without telling a group: sex, a hospital, the "
+    "light of a picture. Some rows may lack the class.",
+    avoid_when="Only one prediction is to be fair and nothing is handed on: constrain the classifier instead. A "
+    "promise against every future attacker is needed: the penalty compares distributions, the audit tries two probes.",
+    needs="A table or images with a class as target and a column of the sensitive group, some hundred rows of each "
+    "group, and the group of every row that is to be represented.",
+)
