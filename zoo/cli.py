@@ -262,6 +262,12 @@ _GroupOf = Annotated[
         metavar="COLUMN", help="Column of your own file that says the group of a row, for methods that know groups."
     ),
 ]
+_SensitiveOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="Column of your own file of which a representation shall tell nothing, such as sex."
+    ),
+]
 _Drop = Annotated[
     list[str] | None,
     typer.Option(metavar="COLUMN", help="Column of your own file to leave out; the option may be repeated."),
@@ -315,6 +321,7 @@ def show(
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
     group: _GroupOf = None,
+    sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
     engine: Annotated[_Engine | None, typer.Option(help="Engine to measure. Default: the method's first.")] = None,
     hyper: Annotated[
@@ -376,8 +383,10 @@ def show(
         for claim in claims:
             _add(table, claim["statement"], claim["published"], claim["source"])
         shown.append(table)
-    if data or target or drop or group or engine or hyper:
-        own = _Own(target=target, drop=drop or (), missing=missing.value, group=group, task=_value(task))
+    if data or target or drop or group or sensitive or engine or hyper:
+        own = _Own(
+            target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task)
+        )
         dataset = _own_data(ctx.obj, method, data, own)
         values["cost"], table = _cost(ctx.obj, method, dataset, _pairs(hyper or []), engine)
         shown.append(table)
@@ -484,13 +493,16 @@ def data_show(
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
     group: _GroupOf = None,
+    sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
 ) -> None:
     """Show a data set as a method would see it: splits, columns, units, source and licence."""
     from zoo.reports.page import split_sizes
 
     with _warnings(ctx.obj):
-        own = _Own(target=target, drop=drop or (), missing=missing.value, group=group, task=_value(task))
+        own = _Own(
+            target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task)
+        )
         data = _dataset(name, own)
     sizes = split_sizes(data)
     values: dict[str, Any] = {
@@ -530,6 +542,15 @@ def data_show(
         others = sum(int((b["new_group"] >= 0).sum()) for b in batches)
         rest = f"; {others:,} rows of validation and test belong to others" if others else ""
         _add(facts, "groups", f"{len(values['groups']):,} values of {data.extra['group']} in training{rest}")
+    if "sensitive" in data.extra:
+        labels = data.coords["sensitive"]
+        counts = data.train["s"].bincount(minlength=len(labels)).tolist()
+        values["sensitive"] = {"column": data.extra["sensitive"], "groups": dict(zip(labels, counts, strict=True))}
+        told = ", ".join(f"{label} ({n:,} training rows)" for label, n in zip(labels, counts, strict=True))
+        _add(facts, "sensitive", f"{data.extra['sensitive']}: {told}")
+    if "y_missing" in data.train:
+        values["unlabelled"] = int(data.train["y_missing"].sum())
+        _add(facts, "unlabelled", f"{values['unlabelled']:,} training rows have no target")
     if 0 < len(data.columns) <= 100:
         columns = _table("column", "mean", "scale", title="Features: (value - mean) / scale", right=(1, 2))
         for c in data.columns:
@@ -573,6 +594,7 @@ def fit(
     drop: _Drop = None,
     missing: _Missing = _MissingEntries.refuse,
     group: _GroupOf = None,
+    sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
@@ -646,6 +668,7 @@ def fit(
                     "drop": drop or [],
                     "missing": missing.value,
                     "group": group,
+                    "sensitive": sensitive,
                     "task": _value(task),
                     "hyper": _pairs(hyper or []),
                     "engine": _value(engine),
@@ -1194,14 +1217,64 @@ def predict(
     say.result(values, *shown, f"predictions: {out} ({rows:,} rows)", bare=str(out))
 
 
-def _refuse_output(out: Path, data: Path, overwrite: bool) -> None:
+@app.command(epilog=_EPILOG)
+def transform(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Rows to represent, with the columns of the training. Default: the rows of the fit's data."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write: .csv, .npz or .parquet. Default: CSV on stdout.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Column to copy; the option may be repeated.")
+    ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="The mean of each row instead of one draw: sharper, and it tells more.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Write the representation that a saved posterior gives each row, as a table: one line per row, z0, z1, ...
+
+    Of methods that represent rows, such as variational_fair_autoencoder. The column `row` counts the rows from 0;
+    without --data the column `split` says which rows were trained on.
+    """
+    say: Say = ctx.obj
+    if out is not None:
+        _refuse_output(out, data, overwrite)
+    from zoo.inference.posterior import load
+    from zoo.inference.tables import table_bytes, transform_table
+
+    columns = keep or []
+    with _warnings(say):
+        posterior = load(folder)
+        frame = transform_table(posterior, data, keep=columns, mean=mean, seed=seed)
+    values: dict[str, Any] = {"name": posterior.name, "rows": len(frame)}
+    if out is None:
+        values["representation"] = frame.to_dict("records")
+        if say.json:
+            say.result(values)
+        else:
+            typer.echo(table_bytes(frame, ".csv", keep=columns), nl=False)
+        return
+    from zoo.reports.files import write_bytes
+
+    write_bytes({out: table_bytes(frame, out.suffix.lower(), keep=columns)})
+    values["file"] = str(out)
+    say.result(values, f"representation: {out} ({len(frame):,} rows)", bare=str(out))
+
+
+def _refuse_output(out: Path, data: Path | None, overwrite: bool) -> None:
     from zoo.inference.tables import SUFFIXES
 
     if out.suffix.lower() not in SUFFIXES:
         raise DataError(f"--out '{out}' is of an unknown kind; allowed: {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise DataError(f"--out '{out}' is a folder; name a file")
-    if out.exists() and data.exists() and out.samefile(data):
+    if data is not None and out.exists() and data.exists() and out.samefile(data):
         raise DataError(f"--out '{out}' is the file of --data itself; choose another")
     if out.exists() and not overwrite:
         raise DataError(f"--out '{out}' exists; add --overwrite or choose another file")
@@ -1563,6 +1636,7 @@ class _Own:
         drop: Columns to leave out.
         missing: ``refuse`` or ``keep``.
         group: Column that says the group of a row.
+        sensitive: Column of which a representation shall tell nothing.
         task: ``classification``, ``regression`` or ``density``; ``None`` infers it.
     """
 
@@ -1570,17 +1644,21 @@ class _Own:
     drop: Sequence[str] = ()
     missing: str = "refuse"
     group: str | None = None
+    sensitive: str | None = None
     task: str | None = None
 
     def check(self, method: Method[Any]) -> None:
-        """Refuse a group that the method would not look at.
+        """Refuse a group or a sensitive column that the method would not look at.
 
         Args:
             method: What is to be fitted.
 
         Raises:
-            DataError: If the method knows no groups.
+            DataError: If the method knows no groups, or no sensitive column.
         """
+        if self.sensitive is not None and method.task != "fair_representation":
+            able = ", ".join(e.name for e in registry.entries() if e.task == "fair_representation")
+            raise DataError(f"{method.name} knows no sensitive column; leave out --sensitive, or choose one of: {able}")
         if self.group is not None and not method.groups:
             able = ", ".join(n for n in registry.names() if getattr(registry.get(n), "groups", False))
             raise DataError(f"{method.name} knows no groups; leave out --group, or choose a method that does: {able}")
@@ -1588,13 +1666,20 @@ class _Own:
     def of(self, method: Method[Any], data: str) -> _Own:
         """Return how a file is read for a method: as features alone, where it models these and no target is named.
 
+        A method for fair representations needs the sensitive column of a file.
+
         Args:
             method: What is to be fitted.
             data: Name of the data.
 
         Returns:
             These options, or the task ``density`` among them.
+
+        Raises:
+            DataError: If a sensitive column is needed and none is named.
         """
+        if method.task == "fair_representation" and self.sensitive is None and _is_file(data):
+            raise DataError(f"{method.name} needs the sensitive column of '{data}'; name it: --sensitive COLUMN")
         if method.task == "density" and self.target is None and self.task is None and _is_file(data):
             return dataclasses.replace(self, task="density")
         return self
@@ -1627,13 +1712,19 @@ def _dataset(name: str, own: _Own | None = None) -> Dataset:
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
         return datasets.read(
-            name, target=own.target, drop=own.drop, missing=own.missing, group=own.group, task=own.task
+            name,
+            target=own.target,
+            drop=own.drop,
+            missing=own.missing,
+            group=own.group,
+            sensitive=own.sensitive,
+            task=own.task,
         )
     data = datasets.load(name)
     target = "none" if data.target is None else data.target.name
     if own.target is not None and own.target != target:
         raise DataError(f"data set '{name}' has the target '{target}'; --target is for your own files")
-    for option in ("drop", "group", "task"):
+    for option in ("drop", "group", "sensitive", "task"):
         if getattr(own, option):
             raise DataError(f"data set '{name}' is taken as it is; --{option} is for your own files")
     return data

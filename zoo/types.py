@@ -410,6 +410,8 @@ class Method(Generic[H]):
         figures: ``figures(posterior)`` -> figures of them, for the report.
         prune: ``prune(posterior, ...)`` -> the posterior of a smaller network; of methods that find one.
         compress: ``compress(posterior, ...)`` -> a plain :class:`torch.nn.Module` that predicts.
+        transform: ``transform(posterior, batch, ...)`` -> the representation of each row, ``(rows, dimensions)``; of
+            methods that represent rows. Takes ``mean`` and ``seed`` where the representation is a draw.
     """
 
     name: str
@@ -434,6 +436,7 @@ class Method(Generic[H]):
     figures: Callable[[Posterior], Sequence[Figure]] | None = None
     prune: Callable[..., Posterior] | None = None
     compress: Callable[..., nn.Module] | None = None
+    transform: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -423,6 +423,23 @@ class Posterior:
             raise PairError(f"'{self.name}' has no compressed network; `zoo show NAME` says which methods compress")
         return self.method.compress(self, **options)
 
+    def transform(self, batch: Batch | None = None, **options: Any) -> Tensor:
+        """Return the representation of each row, where the method represents rows; see its ``transform``.
+
+        Args:
+            batch: Rows without a need of targets; the training batch if ``None``.
+            **options: Passed on.
+
+        Returns:
+            ``(rows, dimensions)``.
+
+        Raises:
+            PairError: If the method represents no rows.
+        """
+        if self.method is None or self.method.transform is None:
+            raise PairError(f"'{self.name}' has no representation of rows; `zoo list` shows methods that do")
+        return self.method.transform(self, self.data.train if batch is None else batch, **options)
+
     def to_arviz(self, **options: Any) -> arviz.InferenceData:
         """Convert to ArviZ, every group; see :func:`zoo.diagnostics.to_arviz`.
 

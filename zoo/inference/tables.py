@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from zoo.tasks.classification import probabilities
 if TYPE_CHECKING:
     from zoo.datasets.files import Table
     from zoo.inference.posterior import Posterior
-    from zoo.types import Batch
+    from zoo.types import Batch, Dataset
 
-__all__ = ["SUFFIXES", "TablePrediction", "predict_table", "table_bytes"]
+__all__ = ["SUFFIXES", "TablePrediction", "predict_table", "table_bytes", "transform_table"]
 
 SUFFIXES = (".csv", ".npz", ".parquet")
 
@@ -82,12 +83,12 @@ def predict_table(
     """
     data = posterior.data
     task = tasks.of(posterior.method, data)
-    if task is None or task.name not in ("regression", "classification", "density"):
+    if task is None or task.name not in ("regression", "classification", "density", "fair_representation"):
         raise DataError(f"'{posterior.name}' on data set '{data.name}' is for {task.name if task else 'no task'}; a "
-                        "table is predicted for regression, classification and density")  # fmt: skip
+                        "table is predicted for regression, classification, density and fair representation")  # fmt: skip
     if not 0 < interval < 1:
         raise DataError(f"interval is {interval}; allowed: a probability between 0 and 1, such as 0.9")
-    labels = _labels(posterior) if task.name == "classification" else ()
+    labels = _labels(posterior) if task.name in ("classification", "fair_representation") else ()
     density = task.name == "density"
     num = (200 if labels or density else 1_000) if draws is None else draws
     if num < 2:
@@ -112,7 +113,7 @@ def predict_table(
     values = np.empty((rows, len(labels) or 4))
     kept = _Kept(-(-rows // stride)) if stride else None
     for start, chunk in _chunks(batch, max(1, _CHUNK_CELLS // width), data.whole):
-        found = posterior.predict(chunk, num, seed=block_seed(seed, start))
+        found = posterior.predict(chunk, num, seed=block_seed(seed, start), kinds=task.reads)
         size = len(chunk["index"])
         if labels:
             values[start : start + size] = probabilities(found, size, site=task.site).numpy()
@@ -130,6 +131,76 @@ def predict_table(
         return TablePrediction(frame=frame, scores={}, scored=0)
     some = {k: v if k in data.whole else v[::stride] for k, v in batch.items()}
     return TablePrediction(frame=frame, scores=task.score(kept.prediction(), some, data), scored=kept.rows)
+
+
+def transform_table(
+    posterior: Posterior, table: Table | None = None, *, keep: Sequence[str] = (), **options: Any
+) -> pd.DataFrame:
+    """Represent every row of a table.
+
+    Args:
+        posterior: A fit of a method that represents rows.
+        table: Rows in any form that :func:`zoo.datasets.read` takes, encoded as the training rows were; a target is not
+            needed. ``None`` takes the rows of the fit's own data: training, validation and test rows, in this order.
+        keep: Columns to copy: any of the table; of the fit's own data the target and the sensitive column.
+        **options: Passed on to the method's ``transform``.
+
+    Returns:
+        One line per row: ``split`` (only of the fit's own data), ``row``, counted from 0 (in its split), the columns to
+        keep, and the representation ``z0``, ``z1``, ...
+
+    Raises:
+        DataError: If the table does not fit the training data, or a column to keep has the name of a result.
+        UnknownNameError: If a column is missing.
+    """
+    data = posterior.data
+    for column in keep:
+        if re.fullmatch(r"row|split|z\d+", column):
+            raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
+    if table is not None:
+        raw = open_table(table)
+        _refuse_unknown(keep, list(raw.frame.columns))
+        z = posterior.transform(encode(data, raw), **options)
+        return pd.DataFrame({"row": np.arange(len(z)), **{c: raw.frame[c].to_numpy() for c in keep}}).join(_named(z))
+    own = _own_columns(data)
+    _refuse_unknown(keep, list(own))
+    parts = []
+    for split in ("train", "validation", "test"):
+        batch: Batch | None = getattr(data, split)
+        if batch is not None:
+            z = posterior.transform(batch, **options)
+            copied = {column: own[column](batch) for column in keep}
+            parts.append(pd.DataFrame({"split": split, "row": np.arange(len(z)), **copied}).join(_named(z)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _refuse_unknown(keep: Sequence[str], known: list[str]) -> None:
+    for column in keep:
+        if column not in known:
+            raise UnknownNameError(f"column '{column}' to keep is unknown{suggest(column, known)}")
+
+
+def _named(z: Tensor) -> pd.DataFrame:
+    return pd.DataFrame({f"z{k}": value for k, value in enumerate(z.double().numpy().T)})
+
+
+def _own_columns(data: Dataset) -> dict[str, Callable[[Batch], NDArray[Any]]]:
+    """Return how the target and the sensitive column of a stored data set are told in the user's words."""
+    found: dict[str, Callable[[Batch], NDArray[Any]]] = {}
+    if data.target is not None and data.target.categories is not None:
+        classes = np.array(data.target.categories, dtype=object)
+
+        def target(batch: Batch) -> NDArray[Any]:
+            told: NDArray[Any] = classes[batch["y"].cpu().numpy()]
+            if "y_missing" in batch:
+                told[batch["y_missing"].cpu().numpy()] = None
+            return told
+
+        found[data.target.name] = target
+    if "sensitive" in data.extra:
+        groups = np.array(data.coords["sensitive"], dtype=object)
+        found[str(data.extra["sensitive"])] = lambda batch: groups[batch["s"].cpu().numpy()]
+    return found
 
 
 def table_bytes(frame: pd.DataFrame, suffix: str, *, keep: Sequence[str] = ()) -> bytes:

@@ -25,7 +25,7 @@ terms, all per row:
 with :math:`W_{ij} \sim \mathrm{N}(0, 1)`, :math:`b_j` uniform on :math:`[0, 2\pi]`: the maximum mean discrepancy of
 each group from the rest, by random features of the kernel :math:`\exp(-\|z - z'\|^2 / \gamma)`. Of two groups there is
 one term. Of rows without a class it is taken through :math:`q(y \mid z_1)`, all classes summed exactly. The purged
-representation of a row is the mean of :math:`q(z_1 \mid x, s)`.
+representation of a row is a draw of :math:`q(z_1 \mid x, s)`.
 
 ==================  ===============  =========  ====================================================================
 symbol              site             plate      meaning
@@ -68,7 +68,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import DataError
 from zoo.models._parts.autoencoders import encoded, perceptron
@@ -100,8 +100,8 @@ class Hyper:
     num_z1: int = 6
     num_z2: int = 6
     hidden: tuple[int, ...] = (64,)
-    alpha: float = 10.0
-    beta: float = 1_000.0
+    alpha: float = 30.0
+    beta: float = 10_000.0
     gamma: float | None = None
     num_features: int = 500
 
@@ -138,7 +138,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
         y = batch["y"] if y_missing is None else y_missing
         if y_missing is not None and "y" in batch:
             y = torch.where(batch["y_missing"], y_missing, batch["y"])
-        return nn.functional.one_hot(y, classes).to(like)
+        return _one_hot(y, classes, like)
 
     def guess(z1: Tensor) -> Tensor:
         """Return the logits of the classifier."""
@@ -146,7 +146,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
 
     def model(batch: Batch) -> None:
         x, num = batch["x"], len(batch["index"])
-        s = nn.functional.one_hot(batch["s"], groups).to(x)
+        s = _one_hot(batch["s"], groups, x)
         with rows(batch):
             y_missing = None
             if not _all_known(batch):
@@ -163,7 +163,7 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
 
     def guide(batch: Batch) -> None:
         x = batch["x"]
-        s = nn.functional.one_hot(batch["s"], groups).to(x)
+        s = _one_hot(batch["s"], groups, x)
         with rows(batch):
             fn = told_by("q_z1", table.inputs(x), s, num=hyper.num_z1)
             z1 = pyro.sample("z1", fn, infer={"amortised": True})
@@ -204,6 +204,11 @@ def _refuse(data: Dataset, hyper: Hyper) -> None:
         raise DataError(f"data set '{data.name}' has missing entries, which this method does not impute; fill them")
 
 
+def _one_hot(codes: Tensor, num: int, like: Tensor) -> Tensor:
+    """Return indicators; torch's own look at the codes, which a traced program must not."""
+    return (codes[..., None] == torch.arange(num, device=codes.device)).to(like)
+
+
 def _all_known(batch: Batch) -> bool:
     return "y" in batch and "y_missing" not in batch
 
@@ -227,12 +232,14 @@ class _Columns:
     """Which features are numbers and which indicators, and how the latter become 0 and 1 again.
 
     Args:
-        indicator: Whether a feature is an indicator, ``(features,)``.
-        mean: Mean of the raw feature.
-        scale: Standard deviation of it.
+        numbers: Positions of the numbers.
+        flags: Positions of the indicators.
+        mean: Added to a scaled feature, 0 for a number, ``(features,)``.
+        scale: Factor of a feature, 1 for a number, ``(features,)``.
     """
 
-    indicator: Tensor
+    numbers: list[int]
+    flags: list[int]
     mean: Tensor
     scale: Tensor
 
@@ -240,30 +247,29 @@ class _Columns:
     def of(cls, data: Dataset) -> _Columns:
         num = data.train["x"].shape[-1]
         columns = data.columns if len(data.columns) == num else ()
-        indicator = [column.categories is not None for column in columns] or [False] * num
-        mean = [column.mean for column in columns] or [0.0] * num
-        scale = [column.scale for column in columns] or [1.0] * num
-        return cls(torch.tensor(indicator), torch.tensor(mean), torch.tensor(scale))
+        flags = [k for k, column in enumerate(columns) if column.categories is not None]
+        mean, scale = torch.zeros(num), torch.ones(num)
+        for k in flags:
+            mean[k], scale[k] = columns[k].mean, columns[k].scale
+        return cls([k for k in range(num) if k not in flags], flags, mean, scale)
 
     @property
     def num(self) -> int:
-        return len(self.indicator)
+        return len(self.mean)
 
     def inputs(self, x: Tensor) -> Tensor:
         """Return what the encoder sees: numbers as they are, indicators as 0 and 1."""
-        raw = x * self.scale.to(x) + self.mean.to(x)
-        return torch.where(self.indicator.to(x.device), raw, x)
+        return x * self.scale.to(x) + self.mean.to(x)
 
     def observe(self, x: Tensor, told: Tensor) -> None:
         """Write the observed sites of the features."""
-        numbers, flags = (torch.nonzero(kind).flatten().to(x.device) for kind in (~self.indicator, self.indicator))
-        if len(numbers):
-            width = pyro.param("x_scale", lambda: torch.ones(len(numbers)), constraint=constraints.positive)
-            fn = dist.Normal(told[..., numbers], width).to_event(1)
-            pyro.sample("x_number", fn, obs=x[..., numbers])
-        if len(flags):
-            fn = dist.Bernoulli(logits=told[..., flags]).to_event(1)
-            pyro.sample("x_indicator", fn, obs=self.inputs(x)[..., flags].round())
+        if self.numbers:
+            width = pyro.param("x_scale", lambda: torch.ones(len(self.numbers)), constraint=constraints.positive)
+            fn = dist.Normal(told[..., self.numbers], width).to_event(1)
+            pyro.sample("x_number", fn, obs=x[..., self.numbers])
+        if self.flags:
+            fn = dist.Bernoulli(logits=told[..., self.flags]).to_event(1)
+            pyro.sample("x_indicator", fn, obs=self.inputs(x)[..., self.flags].round())
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +332,7 @@ def discrepancy(psi: Tensor, s: Tensor, groups: int) -> Tensor:
         Sum over groups of the squared distance between the mean of the group and that of all other rows, a scalar; of
         two groups one term, as both are the same. A group that has no row here, or all, adds nothing.
     """
-    member = nn.functional.one_hot(s, groups).to(psi)
+    member = _one_hot(s, groups, psi)
     inside = member.sum(0)
     outside = len(s) - inside
     sums = member.mT @ psi
@@ -336,12 +342,17 @@ def discrepancy(psi: Tensor, s: Tensor, groups: int) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------- quantities of interest
-def represent(posterior: Posterior, batch: Batch) -> Tensor:
-    """Return the purged representation of rows: the mean of :math:`q(z_1 | x, s)`.
+def represent(posterior: Posterior, batch: Batch, *, mean: bool = False, seed: int = 0) -> Tensor:
+    """Return the purged representation of rows: one draw of :math:`q(z_1 | x, s)` for each.
+
+    The penalty makes draws alike in all groups. Means are sharper, and tell more than draws: of the class, and in their
+    fine structure of the group, which a forest finds.
 
     Args:
         posterior: A fit of this method.
         batch: Rows with ``x`` and ``s``; a target is not looked at.
+        mean: Whether to return the means instead.
+        seed: Of the draw.
 
     Returns:
         ``(rows, num_z1)``, on the CPU.
@@ -349,8 +360,11 @@ def represent(posterior: Posterior, batch: Batch) -> Tensor:
     given = posterior._prepare({k: v for k, v in batch.items() if k in ("x", "s")})
     with torch.random.fork_rng(devices=[]), posterior.runs.bound():
         trace: Any = poutine.trace(posterior.runs.pair.guide).get_trace(given)
-    mean: Tensor = trace.nodes["z1"]["fn"].base_dist.loc
-    return mean.detach().cpu()
+    fn = trace.nodes["z1"]["fn"].base_dist
+    loc, scale = (value.detach().cpu() for value in (fn.loc, fn.scale))
+    noise = torch.randn(loc.shape, generator=torch.Generator().manual_seed(seed), dtype=loc.dtype, device="cpu")
+    found: Tensor = loc if mean else loc + scale * noise
+    return found
 
 
 def sites(hyper: Hyper) -> dict[str, tuple[str, ...]]:
@@ -377,6 +391,7 @@ METHOD = Method(
     build=build,
     engines=("svi",),
     recipe=Recipe(steps=3_000, learning_rate=3e-3, batch_size=256, schedule="cosine"),
+    transform=represent,
     use_when="Rows are to be handed on, or a class to be predicted, without telling a group: sex, a hospital, the "
     "light of a picture. Some rows may lack the class.",
     avoid_when="Only one prediction is to be fair and nothing is handed on: constrain the classifier instead. A "
