@@ -27,6 +27,7 @@ NAMES = (
     "hierarchical",
     "relevance",
     "flows",
+    "fair",
     "nuts_horseshoe_logistic",
     "nuts_eight_schools",
     "nuts_radon",

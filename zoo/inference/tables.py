@@ -85,7 +85,7 @@ def predict_table(
     task = tasks.of(posterior.method, data)
     if task is None or task.name not in ("regression", "classification", "density", "fair_representation"):
         raise DataError(f"'{posterior.name}' on data set '{data.name}' is for {task.name if task else 'no task'}; a "
-                        "table is predicted for regression, classification, density and fair representation")  # fmt: skip
+                        "table is predicted for regression, classification, density, fair representation")  # fmt: skip
     if not 0 < interval < 1:
         raise DataError(f"interval is {interval}; allowed: a probability between 0 and 1, such as 0.9")
     labels = _labels(posterior) if task.name in ("classification", "fair_representation") else ()
