@@ -17,6 +17,7 @@ from zoo.diagnostics.fairness import audit
 from zoo.errors import DataError
 from zoo.inference.objectives import to_pyro
 from zoo.inference.program import pyro_world
+from zoo.inference.svi import Trainer
 from zoo.models.variational_fair_autoencoder import METHOD, Hyper, RandomFeatures, build, discrepancy, represent
 from zoo.types import Column, Dataset, Elbo
 
@@ -151,6 +152,18 @@ def test_objective_is_the_sum_by_hand(unknown: bool) -> None:
             assert abs(loss / by_hand(data, wrong, rows, params) - 1) > 1e-4
     assert isinstance(build(data, SMALL).objective, Elbo)
     assert build(data, SMALL).objective.estimator == ("enum" if unknown else "trace")  # type: ignore[union-attr]
+
+
+@pytest.mark.xdist_group("variational_fair_autoencoder")
+def test_the_sum_over_unknown_classes_is_compiled() -> None:
+    data = made(64, unknown=True, dtype=torch.float32)
+    recipe = dataclasses.replace(METHOD.recipe, steps=20, batch_size=16)
+    losses = []
+    for compiled in (True, False):
+        trainer = Trainer(build(data, SMALL), data.train, recipe=recipe, compile=compiled)
+        assert trainer.program.compiled == compiled, trainer.program.reason
+        losses.append(trainer.run(10))
+    assert torch.allclose(losses[0], losses[1], rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------ fits

@@ -36,7 +36,7 @@ symbol              site             plate      meaning
 :math:`y`           ``y``            ``datum``  the known class under :math:`q(y \mid z_1)`, observed, scaled by alpha
 :math:`x`           ``x_number``     ``datum``  numbers, or pixels, observed
 :math:`x`           ``x_indicator``  ``datum``  indicators of categories, 0 or 1, observed
-..                  ``mmd``                     the penalty, a factor; none for ``beta = 0``
+:math:`\beta`       ``mmd``          ``datum``  weight of the penalty, a factor; none for ``beta = 0``
 ==================  ===============  =========  ====================================================================
 
 Deviations. The class of a labelled row has no prior term: a constant for equally probable classes. The two extra terms
@@ -93,7 +93,7 @@ __all__ = [
     "summary",
 ]
 
-_MOST_SHOWN = 1_500  # rows in a map
+_MOST_SHOWN = 500  # rows in a map
 _LEAST_SCALE = 0.1  # of z1 given z2: first guesses are far off, and under a narrow normal their density is extreme
 
 
@@ -173,8 +173,8 @@ def build(data: Dataset, hyper: Hyper) -> Pair:
                 code = batch.get("y", torch.zeros_like(batch["s"]))  # under the mask where unknown
                 pyro.sample("y", dist.Categorical(logits=guess(z1)), obs=code)
             table.observe(x, perceptron("p_x", torch.cat([z1, s], -1), table.num, hidden=hyper.hidden))
-        if hyper.beta:
-            pyro.factor("mmd", -hyper.beta * data.num_data * discrepancy(psi(z1), batch["s"], groups))
+            if hyper.beta:  # of the batch as a whole, its part for every row
+                pyro.factor("mmd", -hyper.beta * discrepancy(psi(z1), batch["s"], groups).expand(num))
 
     def guide(batch: Batch) -> None:
         x = batch["x"]
@@ -437,7 +437,7 @@ def figures(posterior: Posterior) -> list[Figure]:
     Returns:
         Descriptions, for the report.
     """
-    from zoo.reports.figures import BLUE, MUTED, ORANGE
+    from zoo.reports.figures import BLUE, CHAINS, MUTED, ORANGE
 
     data = posterior.data
     batch = data.validation or data.test or data.train
@@ -449,7 +449,9 @@ def figures(posterior: Posterior) -> list[Figure]:
         for axis, (title, at) in zip(axes[0], maps.items(), strict=True):
             for code, label in enumerate(groups):
                 mine = (some["s"] == code).cpu().numpy()
-                axis.scatter(*at[mine].T, s=6, alpha=0.5, linewidths=0, color=f"C{code}", label=str(label))
+                axis.scatter(
+                    *at[mine].T, s=6, alpha=0.5, linewidths=0, color=CHAINS[code % len(CHAINS)], label=str(label)
+                )
             axis.set(title=title, xlabel="first principal component", ylabel="second")
         axes[0, 0].legend(frameon=False, fontsize=8, markerscale=2, title=str(data.extra.get("sensitive", "group")))
 
