@@ -12,6 +12,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,hub,tables,test]'
+# The extra `laplace` without torchvision: nothing here needs it, and one for CUDA breaks beside a torch for the CPU.
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps laplace-torch asdfghjkl backpack-for-pytorch \
+		curvlinops-for-pytorch einconv einops lightning-utilities linear_operator opt_einsum torchmetrics tqdm unfoldNd
 	touch $(STAMP)
 
 demo: $(STAMP)  ## fit Bayesian compression on bundled MNIST and write its report

@@ -32,6 +32,7 @@ _WHERE = {
     "Dataset": "zoo.types",
     "Diagnostic": "zoo.types",
     "Elbo": "zoo.types",
+    "Finish": "zoo.types",
     "Loss": "zoo.types",
     "Method": "zoo.types",
     "Pair": "zoo.types",

@@ -22,7 +22,10 @@ NEEDED = (
     "arviz", "jinja2", "matplotlib", "numpy", "nutpie", "pandas", "pyro-ppl", "rich", "safetensors", "scikit-learn",
     "scipy", "torch", "typer", "xarray",
 )  # fmt: skip
-EXTRAS = ("arviz-base", "graphviz", "huggingface_hub", "onnx", "onnxruntime", "onnxscript", "pillow", "pyarrow")
+EXTRAS = (
+    "arviz-base", "graphviz", "huggingface_hub", "laplace-torch", "onnx", "onnxruntime", "onnxscript", "pillow",
+    "pyarrow",
+)  # fmt: skip
 VARIABLES = (
     "CC", "CXX", "CUDA_VISIBLE_DEVICES", "KMP_AFFINITY", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS",
     "OMP_PROC_BIND", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "PYTORCH_CUDA_ALLOC_CONF", "TMPDIR",

@@ -16,7 +16,7 @@ class ProgressEvent:
     """How far a fit has come.
 
     Args:
-        stage: ``compiling``, ``fitting`` or ``sampling``.
+        stage: ``compiling``, ``fitting``, ``finishing`` or ``sampling``.
         done: Steps or draws done.
         total: Steps or draws in all.
         message: Loss, divergences: what is worth a look.
