@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 import zoo
 from zoo import leaderboard
-from zoo.errors import DataError, UnknownNameError
+from zoo.errors import DataError, MissingExtraError, UnknownNameError
 from zoo.leaderboard import DATA, Cell, Leaderboard, methods, networks
 
 TWO = ["map_network", "dropout_network"]
@@ -60,6 +61,21 @@ def test_scores_are_those_of_the_task(first: tuple[Leaderboard, Path]) -> None:
     shares = cell.curves["reliability"]["share"]
     assert sum(shares) == pytest.approx(1)
     assert {"rmse", "nlpd", "milliseconds", "parameters"} <= set(board.cells[-1].scores)
+
+
+def test_a_method_without_its_package_is_left_out_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "laplace", None)
+    monkeypatch.setattr(leaderboard, "methods", lambda: ("laplace_network", "map_network"))
+    options = {"data": ["diabetes"], "seeds": 1, "steps": 2, "draws": 2, "compile": False}
+    said: list[str] = []
+    board = networks(**options, progress=said.append)  # type: ignore[arg-type]
+    assert [c.method for c in board.cells] == ["map_network"]
+    assert said[0] == (
+        "laplace_network on diabetes, seed 0: left out: laplace_network needs the package 'laplace-torch': "
+        "pip install 'pyro-zoo[laplace]'"
+    )
+    with pytest.raises(MissingExtraError):
+        networks(names=["laplace_network"], **options)  # type: ignore[arg-type]
 
 
 def test_a_call_goes_on_where_one_stopped(first: tuple[Leaderboard, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 import zoo
 from zoo import registry, tasks
 from zoo.claims import fingerprint, machine, versions
-from zoo.errors import DataError, UnknownNameError, suggest
+from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
 from zoo.reports.files import dumps, write_texts
 from zoo.tasks.classification import auroc, probabilities
 from zoo.types import Batch, Dataset, Method
@@ -306,7 +306,7 @@ def networks(
     same settings and versions, are not made again; in the end ``networks.md`` and the figures are written beside it.
 
     Args:
-        names: Methods; ``None``: all of :func:`methods`.
+        names: Methods; ``None``: all of :func:`methods`, without those that need a package which is not installed.
         data: Keys of :data:`DATA`; ``None``: all.
         seeds: Number of seeds.
         steps: Optimiser steps; ``None``: those of each method's recipe.
@@ -320,11 +320,12 @@ def networks(
 
     Raises:
         UnknownNameError: If a method or data set is not one of the leaderboard.
+        MissingExtraError: If a method that is named needs a package which is not installed.
         DataError: If the folder's file is none of ours, or ``seeds`` or ``draws`` is not positive.
     """
     if seeds < 1 or draws < 1:
         raise DataError(f"seeds is {seeds} and draws is {draws}; both must be at least 1")
-    names, data = list(names or methods()), list(data or DATA)
+    named, names, data = bool(names), list(names or methods()), list(data or DATA)
     for kind, chosen, allowed in (("method", names, methods()), ("data", data, tuple(DATA))):
         for name in chosen:
             if name not in allowed:
@@ -355,7 +356,13 @@ def networks(
             found.append(before)
             say(f"{name} on {key}, seed {seed}: measured before")
             continue
-        found.append(_measure(name, key, seed, steps=steps, draws=draws, compile=compile))
+        try:
+            found.append(_measure(name, key, seed, steps=steps, draws=draws, compile=compile))
+        except MissingExtraError as error:
+            if named:
+                raise
+            say(f"{name} on {key}, seed {seed}: left out: {error}")
+            continue
         shown = ", ".join(f"{k} {v:.4g}" for k, v in found[-1].scores.items())
         say(f"{name} on {key}, seed {seed}: {shown}")
         write(found)
