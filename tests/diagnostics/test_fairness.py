@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zoo.diagnostics.fairness import audit
+from zoo.diagnostics.fairness import audit, frontier
 from zoo.errors import DataError
 from zoo.types import Dataset
 
@@ -64,6 +64,27 @@ def test_rows_without_target_are_left_out_for_the_target_alone():
     found = audit(lambda batch: batch["x"][:, :2], some, forest=False)
     assert found["linear y accuracy"] > 0.95
     assert found["linear s auroc"] == 1.0
+
+
+def test_the_frontier_shows_each_representation_where_it_is() -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    fair = {
+        "linear y accuracy": 0.8,
+        "linear s auroc": 0.52,
+        "forest s auroc": 0.6,
+        "parity gap": 0.01,
+        "odds gap": 0.1,
+    }
+    raw = {"linear y accuracy": 0.85, "linear s auroc": 0.9, "parity gap": 0.2, "odds gap": 0.15}
+    figure, axes = plt.subplots(1, 2, squeeze=False)
+    frontier({"purged": fair, "features": raw}).paint(axes)
+    left, right = ([tuple(map(float, c.get_offsets()[0])) for c in axis.collections] for axis in axes[0])
+    assert left == [(0.52, 0.8), (0.6, 0.8), (0.9, 0.85)]
+    assert right == [(0.01, 0.8), (0.1, 0.8), (0.2, 0.85), (0.15, 0.85)]
+    assert [text.get_text() for text in axes[0, 0].get_legend().get_texts()] == ["purged", "features"]
+    plt.close(figure)
+    with pytest.raises(DataError, match="no audit was given"):
+        frontier({})
 
 
 def test_a_broken_representation_is_refused():

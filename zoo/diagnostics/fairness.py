@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from zoo.errors import DataError
 from zoo.tasks.fair_representation import labelled, odds_gap, parity_gap
+from zoo.types import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from zoo.types import Dataset
 
-__all__ = ["PENALTIES", "TREE_LEAVES", "audit"]
+__all__ = ["PENALTIES", "TREE_LEAVES", "audit", "frontier"]
 
 PENALTIES = (1e-3, 1e-1, 10.0)  # inverse strengths of the linear probe's penalty
 TREE_LEAVES = (2, 20)  # least rows in a leaf of the forest
@@ -83,6 +84,53 @@ def audit(
                 found["parity gap"] = parity_gap(guess, groups)
                 found["odds gap"] = odds_gap(guess, truth, groups)
     return found
+
+
+def frontier(audits: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Return the picture of the trade between telling the target and not telling the group.
+
+    Args:
+        audits: Name of a representation -> what :func:`audit` returned for it.
+
+    Returns:
+        Two axes: accuracy of the target by a linear probe against the area under the curve of the group, by the linear
+        probe (filled) and by the forest (hollow, where it was fitted), and against the gaps. Best is up, left.
+
+    Raises:
+        DataError: If there is nothing to show.
+    """
+    from zoo.reports.figures import CHAINS, MUTED
+
+    if not audits:
+        raise DataError("no audit was given; pass a name and the result of `audit` for each representation")
+
+    def paint(axes: Any) -> None:
+        left, right = axes[0]
+        for k, (name, found) in enumerate(audits.items()):
+            color, height = CHAINS[k % len(CHAINS)], found["linear y accuracy"]
+            left.scatter(found["linear s auroc"], height, s=28, color=color, label=name)
+            if "forest s auroc" in found:
+                left.plot([found["linear s auroc"], found["forest s auroc"]], [height] * 2, color=color, linewidth=0.8)
+                left.scatter(found["forest s auroc"], height, s=28, facecolors="white", edgecolors=color, zorder=3)
+            right.plot([found["parity gap"], found["odds gap"]], [height] * 2, color=color, linewidth=0.8)
+            right.scatter(found["parity gap"], height, s=28, marker="s", color=color)
+            right.scatter(found["odds gap"], height, s=28, marker="^", color=color)
+        left.axvline(0.5, color=MUTED, linewidth=0.8)
+        left.set(xlabel="area of the group: linear, forest (hollow)", ylabel="accuracy of the target")
+        right.axvline(0.0, color=MUTED, linewidth=0.8)
+        right.set(xlabel="gap of parity (square) and of odds (triangle)")
+        left.legend(frameon=False, fontsize=8)
+
+    return Figure(
+        name="frontier",
+        paint=paint,
+        columns=2,
+        wide=True,
+        height=3.2,
+        alt="Accuracy of the target against what is told of the group, one mark for each representation.",
+        caption="What a linear probe tells of the target, against what probes tell of the group (left; the line is "
+        "chance) and the gaps of that predictor between groups (right). Best is up and to the left.",
+    )
 
 
 def _matrix(value: Tensor, rows: int, split: str) -> NDArray[Any]:
