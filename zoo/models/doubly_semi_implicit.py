@@ -117,6 +117,7 @@ __all__ = [
 _NOISE = (-1.0, 1.0)  # mean and standard deviation of log sigma
 _START_SCALE = 1.0  # of the conditional, in standardised units
 _MOST_COEFFICIENTS, _MOST_ROWS = 100, 10_000  # of a figure that needs NUTS
+_SMOOTHED = 2_000  # draws of its contours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +215,7 @@ def _guide(size: int, hyper: Hyper) -> SemiImplicit:
 
     def mixing(shape: torch.Size) -> Tensor:
         if not layers:
-            return loc.new_zeros(shape + loc.shape)
+            return torch.zeros(shape + loc.shape, dtype=loc.dtype, device=loc.device)
         h = torch.randn((*shape, hyper.num_noise), dtype=loc.dtype, device=loc.device)
         return _forward(h, layers)
 
@@ -502,8 +503,8 @@ def figures(posterior: Posterior) -> list[Figure]:
     rows, features = posterior.data.train["x"].shape
     if features >= _MOST_COEFFICIENTS or rows > _MOST_ROWS:
         return []
-    exact = reference(posterior).draws(4_000)["beta"].double().cpu()
-    found = posterior.draws(4_000)["beta"].double().cpu()
+    exact = reference(posterior).draws(_SMOOTHED)["beta"].double().cpu()
+    found = posterior.draws(_SMOOTHED)["beta"].double().cpu()
     names = ["intercept", *(c.name for c in posterior.data.columns)]
     names = names if len(names) > features else ["intercept", *(f"x{j}" for j in range(features))]
     pairs = _dependent(exact, 3)
@@ -512,7 +513,7 @@ def figures(posterior: Posterior) -> list[Figure]:
         for axis, (i, j) in zip(axes[0], pairs, strict=False):
             both = torch.cat([exact, found])[:, [i, j]]
             low, high = (torch.quantile(both, q, dim=0) for q in (0.001, 0.999))
-            grid = [torch.linspace(float(a), float(b), 80).numpy() for a, b in zip(low, high, strict=True)]
+            grid = [torch.linspace(float(a), float(b), 60).numpy() for a, b in zip(low, high, strict=True)]
             levels, density = _contours(exact[:, [i, j]], grid)
             axis.contourf(*grid, density, levels=[*levels, density.max() * 1.001], colors=[FILL, "#93aed2"])
             levels, density = _contours(found[:, [i, j]], grid)
@@ -530,7 +531,7 @@ def figures(posterior: Posterior) -> list[Figure]:
             height=3.2,
             alt=f"{len(pairs)} pairs of coefficients: contours of the guide over those of NUTS.",
             caption="The most dependent pairs of coefficients: regions of 50% and 90% of the posterior by NUTS "
-            "(filled) and by the semi-implicit guide (lines), both smoothed over 4,000 draws.",
+            f"(filled) and by the semi-implicit guide (lines), both smoothed over {_SMOOTHED:,} draws.",
         )
     ]
 
