@@ -28,6 +28,7 @@ NAMES = (
     "relevance",
     "flows",
     "fair",
+    "semi_implicit",
     "nuts_horseshoe_logistic",
     "nuts_eight_schools",
     "nuts_radon",

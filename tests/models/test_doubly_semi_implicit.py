@@ -15,17 +15,19 @@ from pyro import poutine
 from torch import Tensor
 
 import zoo
-from zoo.errors import DataError
+from zoo.errors import DataError, PairError
 from zoo.inference.predictive import _FreshNoise
 from zoo.models import doubly_semi_implicit
 from zoo.models.doubly_semi_implicit import (
     METHOD,
     Hyper,
     SemiImplicit,
+    _Normals,
     build,
     elbo_bounds,
     fenchel_bound,
     figures,
+    log_likelihood,
     lower_bound,
     summary,
     upper_bound,
@@ -221,6 +223,135 @@ def test_particles_in_one_pass_have_the_loss_of_single_ones(task: str) -> None:
     assert one[0] == pytest.approx(many[0], abs=4 * math.hypot(one[1], many[1]))
 
 
+# ------------------------------------------------------------------------------------------------------ autoencoder
+def test_densities_by_matrix_products_are_those_of_normals() -> None:
+    torch.manual_seed(0)
+    loc, scale = torch.randn(7, 3).double(), torch.rand(7, 3).double() + 0.1
+    plain = dist.Normal(loc, scale).to_event(1)
+    for shape in ((1, 3), (5, 1, 3), (2, 5, 1, 3), (7, 3)):
+        value = torch.randn(shape).double()
+        torch.testing.assert_close(_Normals(loc, scale).log_prob(value), plain.log_prob(value))
+
+
+NOISE = 0.7
+LINEAR = Hyper(
+    num_noise=3, mixing=(), num_latent=2, autoencoder=(), num_prior_components=2, likelihood="normal", prior="latent"
+)
+
+
+def linear() -> tuple[Dataset, dict[str, Tensor], Tensor]:
+    """Rows, the parameters of a linear autoencoder with a normal prior, and the exact log densities of the rows."""
+    generator = torch.Generator().manual_seed(2)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x = randn(4, 3)
+    data = Dataset(name="drawn", task="density", train={"x": x, "index": torch.arange(4)})
+    spread, decoder = 0.5 * randn(3, 2), randn(2, 3)
+    raw = math.log(math.expm1(0.8))
+    scale = 0.8 + doubly_semi_implicit._LEAST_SCALE
+    values = {
+        "prior_0_weight": torch.cat([spread, torch.zeros(3, 2).double()], 1),
+        "prior_0_bias": torch.tensor([0.3, -0.2, raw, raw]).double(),
+        "decoder_0_weight": decoder, "decoder_0_bias": torch.zeros(3).double(),
+        "decoder_scale": torch.full((3,), NOISE).double(),
+        "encoder_0_weight": torch.zeros(3, 4).double(), "encoder_0_bias": torch.tensor([0.3, -0.2, 0.8, 0.8]).double(),
+    }  # fmt: skip
+    latent = spread.mT @ spread + scale**2 * torch.eye(2).double()
+    mean = values["prior_0_bias"][:2] @ decoder
+    covariance = decoder.mT @ latent @ decoder + NOISE**2 * torch.eye(3).double()
+    return data, values, dist.MultivariateNormal(mean, covariance).log_prob(x)
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["exact", "another prior"])
+def test_weights_of_rows_average_to_their_exact_density(wrong: bool) -> None:
+    torch.manual_seed(0)
+    data, values, exact = linear()
+    if wrong:
+        values["prior_0_weight"] = 2 * values["prior_0_weight"]
+    pair = build(data, LINEAR)
+
+    def one() -> Tensor:
+        guide = poutine.trace(pair.guide).get_trace(data.train)
+        trace = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(data.train)
+        trace.compute_log_prob()
+        guide.compute_log_prob()
+        nodes = trace.nodes
+        found: Tensor = nodes["x"]["log_prob"] + nodes["z"]["log_prob"] - guide.nodes["z"]["log_prob"]
+        return found
+
+    with pyro.get_param_store().scope(), torch.no_grad():
+        for name, value in values.items():
+            pyro.param(name, value)
+        ratio = (repeat(one, 40_000) - exact).exp()
+    error = ratio.std(0) / len(ratio) ** 0.5
+    assert float(error.max()) < 0.05
+    off = (ratio.mean(0) - 1).abs() / error
+    assert bool((off < 4).all()) != wrong
+
+
+def test_more_components_raise_the_bound_on_the_likelihood_of_rows() -> None:
+    data, values, exact = linear()
+    data = replace(data, train={**data.train, "x": data.train["x"].float()})
+    pair = build(data, LINEAR)
+    with pyro.get_param_store().scope():
+        pair.model(data.train)
+        pair.guide(data.train)  # type: ignore[misc]
+        for name, value in values.items():
+            pyro.get_param_store()[name] = value.float()
+        posterior = zoo.Posterior.from_store(pair, data)
+    posterior.hyper = LINEAR
+    found = log_likelihood(posterior, num_samples=4_000, num_components=500)
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=0.1)
+
+    def single(components: int) -> Tensor:
+        parts = [log_likelihood(posterior, num_samples=1, num_components=components, seed=i) for i in range(40)]
+        return torch.stack(parts).mean(1)
+
+    gain, error = estimate(single(500) - single(1))  # the same draws of the guide
+    assert gain > 3 * error
+
+
+@pytest.mark.parametrize("prior", ["pseudo_input", "rows"])
+def test_components_are_what_the_encoder_makes_of_rows(prior: Any) -> None:
+    # A single row, or a network without weights: every component is the encoder's normal at that row.
+    x = torch.tensor([[0.3, -0.4, 0.9]]).double()
+    data = Dataset(name="drawn", task="density", train={"x": x, "index": torch.arange(1)})
+    hyper = replace(LINEAR, prior=prior, num_prior_components=5)
+    weight = torch.arange(12).reshape(3, 4).double() / 10
+    values = {"encoder_0_weight": weight, "encoder_0_bias": torch.tensor([0.1, 0.2, -0.3, 0.4]).double()}
+    values |= {"prior_0_weight": torch.zeros(3, 3).double(), "prior_0_bias": x[0]} if prior == "pseudo_input" else {}
+    pair = build(data, hyper)
+    with pyro.get_param_store().scope(), torch.no_grad():
+        for name, value in values.items():
+            pyro.param(name, value)
+        guide = poutine.trace(pair.guide).get_trace(data.train).nodes["z"]
+        torch.set_default_dtype(torch.float64)
+        try:
+            model = poutine.trace(pair.model).get_trace(data.train).nodes["z"]
+        finally:
+            torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(model["fn"].log_prob(guide["value"]), guide["fn"].log_prob(guide["value"]))
+
+
+def test_autoencoder_of_images_and_its_figure() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(60, 4, 4, generator=generator) > 0.5).float()
+    train = {"x": x, "y": torch.zeros(60).long(), "index": torch.arange(60)}
+    data = Dataset(name="drawn", task="classification", train=train, extra={"num_classes": 2, "image_shape": (1, 4, 4)})
+    posterior = zoo.fit(METHOD, data, hyper=METHOD.smoke, steps=30, compile=False)
+    assert set(posterior.draws(1)) == {"z"}
+    assert posterior.predict(n=3).samples["x"].shape == (3, 60, 4, 4)
+    assert set(summary(posterior)) == {"largest correlation in the prior", "largest excess kurtosis in the prior"}
+    (figure,) = figures(posterior)
+    from zoo.reports.figures import own
+
+    assert "semi-implicit prior" in own(figure).svg
+    with pytest.raises(PairError, match="regression"):
+        elbo_bounds(posterior)
+
+
 # ------------------------------------------------------------------------------------------------------- paperwork
 @pytest.mark.parametrize(
     ("changed", "message"),
@@ -228,6 +359,7 @@ def test_particles_in_one_pass_have_the_loss_of_single_ones(task: str) -> None:
         ({"prior_scale": 0.0}, "prior_scale is 0"),
         ({"num_components": 0}, "num_components is 0"),
         ({"mixing": (0,)}, "mixing is"),
+        ({"num_prior_components": 0}, "num_prior_components is 0"),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(changed: dict[str, Any], message: str) -> None:
