@@ -29,7 +29,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Leaderboard, Path]:
 
 def test_every_classifier_with_hidden_layers_takes_part() -> None:
     assert {"map_network", "mean_field_network", "dropout_network", "bayesian_compression"} <= set(methods())
-    assert "horseshoe_regression" not in methods()
+    assert {"horseshoe_regression", "deep_weight_prior"}.isdisjoint(methods())
 
 
 def test_halves_of_the_digits_share_no_class() -> None:

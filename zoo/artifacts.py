@@ -12,7 +12,9 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +33,8 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_tensors",
+    "rebuild",
+    "rebuilding",
     "tensors_of",
     "to_text",
 ]
@@ -40,6 +44,7 @@ MAX_TEXT = 24 * 2**20
 # hundred bytes for each, and a text of brackets alone would take fifty times its size.
 _MAX_MARKS = 2**20
 _OTHER = "other bytes"
+_REBUILDING = ContextVar("_REBUILDING", default=False)
 _USUAL_MEMORY = 16 * 2**30
 
 
@@ -108,6 +113,31 @@ class Allowance(TorchDispatchMode):
         """
         self.refused = f"its hyper-parameters ask for {what}"
         raise ArtifactError(self.refused)
+
+
+@contextmanager
+def rebuild() -> Iterator[None]:
+    """Say that a pair is built for the parameters of an artifact, until exit.
+
+    Yields:
+        Nothing.
+    """
+    token = _REBUILDING.set(True)
+    try:
+        yield
+    finally:
+        _REBUILDING.reset(token)
+
+
+def rebuilding() -> bool:
+    """Tell whether a pair is being built for the parameters of an artifact.
+
+    Initial values do not matter then, only their names, shapes and types: what is costly to find need not be found.
+
+    Returns:
+        Whether it is.
+    """
+    return _REBUILDING.get()
 
 
 def _made(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -142,6 +142,8 @@ DATA: dict[str, Case] = {
 def methods() -> tuple[str, ...]:
     """Return the methods that can stand in the leaderboard: classifiers with ``hidden`` among their settings.
 
+    Its networks are fully connected ones of the same width, so methods that need convolutional layers are left out.
+
     Returns:
         Names, sorted.
     """
@@ -149,7 +151,8 @@ def methods() -> tuple[str, ...]:
     for name in registry.names():
         method = registry.get(name)
         fields = {f.name for f in dataclasses.fields(method.hyper)}
-        if isinstance(method, Method) and method.task == "classification" and "hidden" in fields:
+        dense = "hidden" in fields and not getattr(method.hyper(), "channels", ())
+        if isinstance(method, Method) and method.task == "classification" and dense:
             found.append(name)
     return tuple(found)
 

@@ -61,6 +61,8 @@ class Elbo:
         vectorize_particles: Draw the particles in one pass through an outermost plate; the pair must broadcast.
         alpha: Order of the Renyi divergence; only read by ``renyi``.
         max_plate_nesting: Deepest plate, for ``enum`` and vectorised particles; ``None`` lets Pyro find it.
+        trains: Regular expression, as for :class:`Loss`, where the bound is a pair's whole objective: parameters whose
+            names do not match stay as they start.
     """
 
     estimator: Literal["trace", "mean_field", "graph", "enum", "renyi"] = "trace"
@@ -68,6 +70,7 @@ class Elbo:
     vectorize_particles: bool = False
     alpha: float = 0.0
     max_plate_nesting: int | None = None
+    trains: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ NAMES = (
     "flows",
     "fair",
     "semi_implicit",
+    "kernel_prior",
     "nuts_horseshoe_logistic",
     "nuts_eight_schools",
     "nuts_radon",

@@ -239,6 +239,28 @@ def test_check_passes_a_good_pair_and_leaves_the_store_alone() -> None:
     assert set(pyro.get_param_store().keys()) == {"mine"}
 
 
+def test_parameters_that_an_elbo_does_not_train_stay_as_they_start() -> None:
+    pair, batch = conjugate()
+    kept = pair._replace(objective=Elbo(trains="(?!mu_scale)"))
+    fit = zoo.fit(kept, batch, steps=20, weight_decay=0.1, optimizer="adamw", compile=False)
+    other = zoo.fit(pair, batch, steps=20, weight_decay=0.1, optimizer="adamw", compile=False)
+    start = zoo.fit(pair, batch, steps=1, learning_rate=1e-12, compile=False)
+    torch.testing.assert_close(fit.params["mu_scale"], start.params["mu_scale"])
+    assert not torch.allclose(other.params["mu_scale"], start.params["mu_scale"])
+    assert not torch.allclose(fit.params["mu_loc"], start.params["mu_loc"])
+
+    def idle(batch):
+        pyro.param("idle", torch.tensor(1.0))
+        pair.guide(batch)
+
+    def failed(objective: Elbo) -> list[str]:
+        found = zoo.check(pair.model, idle, batch, objective=objective, compile=False)
+        return [s.name for s in found if not s.ok]
+
+    assert failed(Elbo()) == ["every parameter trains"]
+    assert failed(Elbo(trains="(?!idle)")) == []
+
+
 def test_two_fits_in_one_process_equal_the_same_two_alone() -> None:
     pair, batch = conjugate()
     alone = [zoo.fit(pair, batch, steps=50, seed=s, compile=False).losses for s in (1, 2)]

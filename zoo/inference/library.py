@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["LARGE", "Library", "build", "child_environment", "lift_constants", "path_of"]
+__all__ = ["LARGE", "Library", "build", "cache_folder", "child_environment", "lift_constants", "path_of"]
 
 LARGE = 1_000  # nodes from which a graph is compiled in a child process, where a compiler that aborts harms nothing
 _CHILD_SECONDS = 600
@@ -193,7 +193,12 @@ _SCALAR_TYPES = {
 
 
 # -------------------------------------------------------------------------------------------------------- cache
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder where compiled programs, and whatever else is learned once, are kept.
+
+    Returns:
+        The folder, which exists.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     folder = Path(cache_dir()) / "pyro_zoo"
@@ -224,7 +229,7 @@ def _bridge() -> Path:
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
-    path = _folder() / f"bridge-{_key(_BRIDGE)}.so"
+    path = cache_folder() / f"bridge-{_key(_BRIDGE)}.so"
     if path.exists():
         return path
     root = Path(torch.__file__).parent
@@ -295,7 +300,7 @@ def path_of(graph: fx.GraphModule, example: Sequence[Tensor], options: Mapping[s
         A path in the compiler's cache folder.
     """
     shapes = [(tuple(t.shape), t.stride(), str(t.dtype)) for t in example]
-    return _folder() / f"graph-{_key(graph.code, shapes, sorted({**_SETTINGS, **options}.items()))}.so"
+    return cache_folder() / f"graph-{_key(graph.code, shapes, sorted({**_SETTINGS, **options}.items()))}.so"
 
 
 def build(graph: fx.GraphModule, example: Sequence[Tensor], options: Mapping[str, Any] | None = None) -> Path:

@@ -89,11 +89,11 @@ def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:
         objective: Of a pair, or one of Pyro's estimators.
 
     Returns:
-        One loss named ``elbo`` that trains everything, or the losses of :class:`~zoo.types.Alternating`.
+        One loss named ``elbo``, or the losses of :class:`~zoo.types.Alternating`.
     """
     if isinstance(objective, Alternating):
         return objective.losses
-    return (Loss(name="elbo", function=objective),)
+    return (Loss(name="elbo", function=objective, trains=objective.trains if isinstance(objective, Elbo) else ""),)
 
 
 class KLWeight(Messenger):  # type: ignore[misc]

@@ -738,7 +738,7 @@ class _Known(Messenger):  # type: ignore[misc]
 def _within(allowance: artifacts.Allowance, *, bounded: bool) -> Iterator[None]:
     """Run a block within an allowance, and say so whatever became of a refusal on its way out."""
     try:
-        with allowance if bounded else nullcontext():
+        with artifacts.rebuild(), allowance if bounded else nullcontext():
             yield
     except Exception as error:
         if allowance.refused:

@@ -680,8 +680,8 @@ def _check_folder(folder: Path, resume: bool) -> None:
 def _objective(pair: Pair) -> Any:
     """Return a pair's objective as far as JSON can hold it, for the identity of a checkpoint."""
     return [
-        {"name": s.name, "trains": s.trains, "steps": s.steps}
-        | (dataclasses.asdict(s.function) if isinstance(s.function, Elbo) else {"estimator": type(s.function).__name__})
+        (dataclasses.asdict(s.function) if isinstance(s.function, Elbo) else {"estimator": type(s.function).__name__})
+        | {"name": s.name, "trains": s.trains, "steps": s.steps}
         for s in losses_of(pair.objective)
     ]
 
