@@ -898,8 +898,8 @@ METHOD = Method(
     figures=figures,
     use_when="You study priors that are learned from other networks, or want a Bayesian network of convolutions whose "
     "kernels look like known ones.",
-    avoid_when="Accuracy is all that counts: with as few as ten images, a mean_field_network with channels was at least "
-    "as accurate here, and needs no sources. Layers are fully connected.",
+    avoid_when="Accuracy is all that counts: with as few as ten images, a mean_field_network with channels was at "
+    "least as accurate here, and needs no sources. Layers are fully connected.",
     needs="Images with classes or a number as target, pixels in [0, 1], at least 6 x 6 of them for one convolutional "
     "layer and 16 x 16 for two; bundled source images, on which networks are trained once.",
 )
