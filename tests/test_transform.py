@@ -66,7 +66,7 @@ def test_new_rows_are_represented_in_their_order(folder: Path) -> None:
     kept = ("--keep", "id", "--keep", "sex")
     result = run("transform", str(folder / "run"), "--data", str(folder / "new.csv"), *kept, "--out", str(out))
     assert result.exit_code == 0, result.output
-    assert "purged.csv (90 rows)" in result.stdout
+    assert "purged.csv (90 rows)" in result.stdout.replace("\n", "")
     found = pd.read_csv(out)
     assert list(found) == ["row", "id", "sex", "z0", "z1", "z2"]
     assert found["id"].tolist() == new["id"].tolist()

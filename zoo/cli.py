@@ -223,9 +223,10 @@ def list_(
         if task not in tasks:
             raise UnknownNameError(f"no method has the task '{task}'{suggest(task, tasks)}")
         found = tuple(e for e in found if e.task == task)
-    table = _table("name", "task", "kind", "title")
+    table = _table("name", "task", "title")
+    table.columns[0].no_wrap = True  # a name is what is typed next
     for e in found:
-        _add(table, e.name, e.task, e.kind, e.title)
+        _add(table, e.name, e.task, e.title if e.kind == "method" else f"{e.title} ({e.kind})")
     values = [{"name": e.name, "title": e.title, "task": e.task, "kind": e.kind, "paper": e.paper} for e in found]
     ctx.obj.result(values, table, bare="\n".join(e.name for e in found))
 

@@ -114,7 +114,7 @@ def test_weight_moments_are_those_of_the_guide(prior: str) -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_moments_are_those_of_draws_from_the_traced_guide(prior: str) -> None:
     data = make_data()
-    _, guide, _ = build(data, Hyper(hidden=(4,), prior=prior))
+    _, guide, _ = build(data, Hyper(hidden=(4,), prior=prior))[:3]
     guide(data.train)
     for name, value in pyro.get_param_store().named_parameters():
         value.data += 0.3 * torch.randn_like(value) if "loc" in name else 1.0
@@ -198,7 +198,7 @@ def test_sites_plates_and_finite_densities(prior: str, dtype: torch.dtype) -> No
     torch.set_default_dtype(dtype)
     data = make_data(dtype)
     hyper = Hyper(hidden=(5, 4), prior=prior)
-    model, guide, _ = build(data, hyper)
+    model, guide, _ = build(data, hyper)[:3]
     guide_trace = poutine.trace(guide).get_trace(data.train)
     trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data.train)
     trace.compute_log_prob()
@@ -322,7 +322,7 @@ def random_fit(data: Dataset, hyper: Hyper, seed: int = 0) -> Any:
 @pytest.mark.parametrize("compile", [True, False])
 def test_a_convolutional_pair_keeps_to_its_sites(prior: str, compile: bool) -> None:
     data, hyper = make_images(), dataclasses.replace(LENET, prior=prior)
-    model, guide, _ = build(data, hyper)
+    model, guide, _ = build(data, hyper)[:3]
     guide_trace = poutine.trace(guide).get_trace(data.train)
     trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data.train)
     for found in (trace, guide_trace):
@@ -497,7 +497,7 @@ def test_a_bare_pair_has_nothing_to_compress() -> None:
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_plain_pyro_loop_learns_which_features_matter(prior: str) -> None:
     data = make_data(num=400)
-    model, guide, objective = build(data, Hyper(hidden=(10,), prior=prior, temperature=0.1))
+    model, guide, objective = build(data, Hyper(hidden=(10,), prior=prior, temperature=0.1))[:3]
     assert objective.estimator == "mean_field"
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), TraceMeanField_ELBO())
     losses = [svi.step(data.train) for _ in range(300)]
@@ -515,7 +515,7 @@ def test_a_plain_pyro_loop_learns_which_features_matter(prior: str) -> None:
 def test_the_analytic_estimate_is_that_of_sampled_terms() -> None:
     # The estimate of plain Trace_ELBO has the same mean where its prior is proper.
     data = make_data()
-    model, guide, _ = build(data, Hyper(hidden=(3,), prior="horseshoe", global_scale=0.5, temperature=1.0))
+    model, guide, _ = build(data, Hyper(hidden=(3,), prior="horseshoe", global_scale=0.5, temperature=1.0))[:3]
     for elbo in (Trace_ELBO(), TraceMeanField_ELBO()):
         elbo.loss(model, guide, data.train)
     for name, value in pyro.get_param_store().named_parameters():

@@ -73,6 +73,7 @@ class FakePosterior:
         if large:
             self.values["w"] = rng.normal(0, 1, (*shape, large))
         self.engine, self.name, self.method, self.hyper = engine, name, None, None
+        self.pair = zoo.Pair(lambda batch: None)
         self.history = {"elbo": torch.linspace(9, 1, 50)} if engine == "svi" else {}
         self.losses = next(iter(self.history.values()), torch.empty(0))
         self.chains = {k: torch.tensor(v) for k, v in self.values.items()} if engine == "nuts" else None
