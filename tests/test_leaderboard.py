@@ -96,6 +96,7 @@ def test_a_call_goes_on_where_one_stopped(first: tuple[Leaderboard, Path], monke
     assert len(again.cells) == 6
     kept = json.loads((out / "networks.json").read_text())["cells"]
     assert len(kept) == 10  # what other calls measured stays
+    assert "## Digits 0 to 4" in (out / "networks.md").read_text()  # and is shown
     networks(names=TWO, data=["diabetes"], seeds=1, steps=31, draws=5, out=out, compile=False)
     assert len(asked) == 4  # other settings are measured anew
 
@@ -127,7 +128,8 @@ def test_front_shows_error_against_compression(tmp_path: Path) -> None:
     drawn = [tuple(map(float, bar.lines[0].get_xydata()[0])) for bar in axes.containers]
     assert drawn == [pytest.approx(p) for p in ((8, 3), (20, 3), (1, 1))]
     assert axes.get_xscale() == "log"
-    board = Leaderboard(cells=tuple(cells), settings={}, machine={}, versions={})
+    numbers = Cell(method="bayesian_compression", data="diabetes", seed=0, scores={"pruning": 2.0}, curves={})
+    board = Leaderboard(cells=(*cells, numbers), settings={}, machine={}, versions={})
     leaderboard._draw(board, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["networks_front.png"]
     leaderboard._draw(dataclasses.replace(board, cells=board.cells[2:]), tmp_path / "none")  # no front without one

@@ -306,7 +306,8 @@ def networks(
     """Fit methods to data over seeds and score them on the test rows.
 
     With ``out``, ``networks.json`` is written after every fit, and fits found there, made by the same code with the
-    same settings and versions, are not made again; in the end ``networks.md`` and the figures are written beside it.
+    same settings and versions, are not made again; in the end ``networks.md`` and the figures of all that it holds are
+    written beside it.
 
     Args:
         names: Methods; ``None``: all of :func:`methods`, without those that need a package which is not installed.
@@ -370,10 +371,11 @@ def networks(
         say(f"{name} on {key}, seed {seed}: {shown}")
         write(found)
     result = board(found)
-    if out is not None:
+    if path is not None and out is not None:
         write(found)
-        write_texts({out / "networks.md": result.to_markdown()})
-        _draw(result, out)
+        whole = Leaderboard.from_json(json.loads(path.read_text(encoding="utf-8")))
+        write_texts({out / "networks.md": whole.to_markdown()})
+        _draw(whole, out)
     return result
 
 
@@ -486,7 +488,7 @@ def _draw(board: Leaderboard, out: Path) -> None:
             axes.set(xlabel="angle (degrees)", ylabel=label)
         axes.legend(fontsize=8)
         figure.savefig(out / "networks_rotation.png", dpi=120)
-    small = list(dict.fromkeys(c.data for c in board.cells if "pruning" in c.scores))
+    small = list(dict.fromkeys(c.data for c in board.cells if {"pruning", "error"} <= set(c.scores)))
     if small:
         figure = Figure(figsize=(3.8 * len(small), 3.6), layout="constrained")
         FigureCanvasAgg(figure)

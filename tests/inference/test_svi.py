@@ -23,7 +23,7 @@ from zoo.errors import PairError
 from zoo.inference import library, program, runner
 from zoo.inference.state import Order
 from zoo.inference.svi import Trainer, schedule_table
-from zoo.types import Elbo, Pair, Recipe
+from zoo.types import Batch, Elbo, Pair, Recipe
 
 pytestmark = pytest.mark.xdist_group("svi")
 RECIPE = Recipe(steps=4_000, batch_size=networks.ROWS, learning_rate=1e-3, kl_warmup=0.5, clip_norm=1e5)
@@ -81,6 +81,29 @@ def test_changing_the_schedule_changes_a_compiled_run() -> None:
     assert float(first[0, 0]) == float(second[0, 0])
     assert float(first[4, 0]) != float(second[4, 0])
     assert torch.equal(trainer.state.theta, saved.theta)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_numbers_below_the_normal_range_are_zero_within_a_step_only(before: bool) -> None:
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor cannot flush them")
+    smallest, seen = torch.tensor(1e-38), []
+
+    def model(batch: Batch) -> None:
+        seen.append(float(smallest / 16) == 0.0)
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=batch["y"])
+
+    def guide(batch: Batch) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    try:
+        trainer = Trainer(Pair(model, guide), {"y": torch.ones(())}, recipe=Recipe(steps=3), compile=False)
+        seen.clear()
+        trainer.run(3)
+        assert seen == [True] * 3
+        assert (float(smallest / 16) == 0.0) is before
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_schedules() -> None:

@@ -9,6 +9,7 @@ with the sum over the ranks between them.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,25 @@ class _Loss:
     function: ELBO | Callable[..., Tensor]
     mask: Tensor | None  # which entries of theta it trains; None: all
     steps: int
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """Take numbers too small for the normal range as zero in this thread: processors are slow at them.
+
+    Weights that only decay, such as those of pixels that are always empty, come to lie there. Steps of a point estimate
+    of Fashion-MNIST then took eight times as long.
+
+    Yields:
+        Nothing.
+    """
+    small = sys.float_info.min
+    before = small / 2 == 0.0  # torch cannot be asked
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class Trainer:
@@ -470,7 +490,7 @@ class Trainer:
         back = [-1, *range(k + 3), *range(k + 6, k + 6 + len(s.buffers))]
         each = -1 if s.order is None else k + 5
         try:
-            with self._world(), stream(s.rng):
+            with self._world(), _flushed(), stream(s.rng):
                 found = self.program.run(inputs, steps=count, back=back, out=[None, *written], each=each)
         except BaseException:
             self.state = before
@@ -481,7 +501,7 @@ class Trainer:
         s = self.state
         try:
             rows = None if s.order is None else s.order.take(count)[:, self.part].to(self.device)
-            with self._world(), stream(s.rng):
+            with self._world(), _flushed(), stream(s.rng):
                 found = torch.stack([
                     self._joint_step(self.program, self.update, self._example_rows() if rows is None else rows[i])[0]
                     for i in range(count)
