@@ -17,6 +17,7 @@ from zoo import leaderboard
 from zoo.errors import DataError, MissingExtraError, UnknownNameError
 from zoo.leaderboard import DATA, Cell, Leaderboard, methods, networks
 
+ROOT = Path(__file__).parent.parent
 TWO = ["map_network", "dropout_network"]
 
 
@@ -133,6 +134,20 @@ def test_front_shows_error_against_compression(tmp_path: Path) -> None:
     leaderboard._draw(board, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["networks_front.png"]
     leaderboard._draw(dataclasses.replace(board, cells=board.cells[2:]), tmp_path / "none")  # no front without one
+
+
+def test_page_shows_what_was_measured() -> None:
+    board = Leaderboard.from_json(json.loads((ROOT / "leaderboard" / "networks.json").read_text(encoding="utf-8")))
+    page = (ROOT / "LEADERBOARD.md").read_text(encoding="utf-8")
+    assert board.to_markdown().split("\n", 2)[2] in page
+    for figure in (ROOT / "leaderboard").glob("*.png"):
+        assert f"(leaderboard/{figure.name})" in page
+    assert {c.method for c in board.cells} == set(methods())
+    assert {c.data for c in board.cells} == set(DATA)
+    seeds = {(c.method, c.data): 0 for c in board.cells}
+    for cell in board.cells:
+        seeds[cell.method, cell.data] += 1
+    assert min(seeds.values()) >= 3
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ class Leaderboard:
             "validation rows and was then fitted to them too.",
             "",
         ]
-        for data in dict.fromkeys(c.data for c in self.cells):
+        for data in (name for name in DATA if any(c.data == name for c in self.cells)):
             case = DATA[data]
             first = "nll" if case.task == "classification" else "nlpd"
             rows = sorted(
@@ -476,7 +476,7 @@ def _draw(board: Leaderboard, out: Path) -> None:
 
     turned = [c for c in board.cells if "rotation" in c.curves]
     if turned:
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, key, label in zip(
             figure.subplots(1, 2), ("error", "entropy"), ("error", "mean entropy (nats)"), strict=True
@@ -486,17 +486,17 @@ def _draw(board: Leaderboard, out: Path) -> None:
                 angles = turned[0].curves["rotation"]["angles"]
                 axes.errorbar(angles, runs.mean(0), runs.std(0), marker="o", markersize=3, capsize=2, label=name)
             axes.set(xlabel="angle (degrees)", ylabel=label)
-        axes.legend(fontsize=8)
+        _legend(figure)
         figure.savefig(out / "networks_rotation.png", dpi=120)
-    small = list(dict.fromkeys(c.data for c in board.cells if {"pruning", "error"} <= set(c.scores)))
+    small = [d for d in DATA if any(c.data == d and {"pruning", "error"} <= set(c.scores) for c in board.cells)]
     if small:
-        figure = Figure(figsize=(3.8 * len(small), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.4 * len(small) + 2, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         names = list(dict.fromkeys(c.method for c in board.cells if c.data in small))
         for axes, data in zip(figure.subplots(1, len(small), squeeze=False)[0], small, strict=True):
             _front(axes, [c for c in board.cells if c.data == data], names)
-            axes.set(xlabel="size of the dense 32-bit network over its size", ylabel="error (%)", title=data)
-        axes.legend(fontsize=7)
+            axes.set(xlabel="compression (times)", ylabel="error (%)", title=data)
+        _legend(figure)
         figure.savefig(out / "networks_front.png", dpi=120)
     for data in dict.fromkeys(c.data for c in board.cells if "reliability" in c.curves):
         figure = Figure(figsize=(4, 3.6), layout="constrained")
@@ -516,6 +516,15 @@ def _draw(board: Leaderboard, out: Path) -> None:
         axes.set(xlabel="confidence", ylabel="accuracy", title=data, xlim=(0, 1), ylim=(0, 1))
         axes.legend(fontsize=8)
         figure.savefig(out / f"networks_reliability_{data}.png", dpi=120)
+
+
+def _legend(figure: Any) -> None:
+    """Draw one legend for all axes, beside them."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside right center", fontsize=8)
 
 
 def _front(axes: Any, cells: Sequence[Cell], names: Sequence[str]) -> None:
