@@ -9,7 +9,6 @@ core, which reads the numbers of chains from its standard input and answers in J
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import math
 import os
@@ -18,9 +17,8 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.inference import _nutpie
 from zoo.inference.library import Library
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "Running",
     "chain_seed",
     "finished",
-    "import_nutpie",
     "result",
     "start",
 ]
@@ -129,33 +127,24 @@ class Compiled:
     def _open(self) -> Library:
         return Library(self.library, [torch.zeros(self.size, dtype=self.dtype)], self.constants)
 
-    def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
-        """Start nutpie on a fresh copy of the potential.
+    def model(self, initial: Any) -> Any:
+        """Return nutpie's model of a fresh copy of the potential.
 
         Args:
             initial: Starting point.
-            settings: nutpie's.
-            progress: nutpie's.
-            store: nutpie's.
 
         Returns:
-            nutpie's sampler.
+            The model.
         """
-        from nutpie import _lib
-
         handle = self._open()
-        axes = {"coordinate": self.size}
-        model = _lib.PyMcModel(
-            _lib.LogpFunc(handle.address("potential_evaluate"), handle.pointer, handle),
-            _lib.ExpandFunc(self.size, self.size, handle.address("potential_expand"), handle.pointer, handle),
-            _lib.PyVariable.new_variables(["flat"], ["float64"], [(self.size,)], axes, {"flat": ("coordinate",)}),
+        return _nutpie.c_model(
             self.size,
-            axes,
-            {},
-            lambda _seed: initial,
-            None,
+            handle.address("potential_evaluate"),
+            handle.address("potential_expand"),
+            handle.pointer,
+            handle,
+            initial,
         )
-        return _lib.PySampler.from_pymc(settings, 1, model, progress, store)
 
     def evaluate(self, flat: Any) -> tuple[float, Any]:
         """Call the library once, e.g. to compare it with the graph.
@@ -210,19 +199,15 @@ class Python:
             value, gradient = self.function(torch.from_numpy(flat).to(self.dtype))
         return value.item(), gradient.to(torch.float64).numpy()
 
-    def sampler(self, initial: Any, settings: Any, progress: Any, store: Any) -> Any:
-        """Start nutpie on the function.
+    def model(self, initial: Any) -> Any:
+        """Return nutpie's model of the function.
 
         Args:
             initial: Starting point.
-            settings: nutpie's.
-            progress: nutpie's.
-            store: nutpie's.
 
         Returns:
-            nutpie's sampler.
+            The model.
         """
-        from nutpie.compiled_pyfunc import from_pyfunc
 
         def evaluate(x: Any) -> tuple[float, Any]:
             try:
@@ -233,16 +218,7 @@ class Python:
                 raise _OutsideSupportError
             return value, gradient
 
-        model = from_pyfunc(
-            self.size,
-            lambda: evaluate,
-            lambda *_: lambda x: {"flat": np.array(x)},
-            [np.dtype("float64")],
-            [(self.size,)],
-            ["flat"],
-            make_initial_point_fn=lambda _seed: initial,
-        )
-        return model._make_sampler(settings, np.zeros(self.size), 1, progress, store)
+        return _nutpie.python_model(self.size, evaluate, initial)
 
 
 class _OutsideSupportError(Exception):
@@ -252,12 +228,6 @@ class _OutsideSupportError(Exception):
 
 
 # ----------------------------------------------------------------------------------------------------- a chain
-_TEMPLATE = (
-    "{% for c in chains %}{{ c.finished_draws }} {{ c.total_draws }} {{ c.divergences }} {{ c.step_size }} "
-    "{{ c.latest_num_steps }}{% endfor %}"
-)
-
-
 @dataclass
 class Running:
     """One chain under way: nutpie's sampler, its number, and the latest that it reported.
@@ -266,13 +236,21 @@ class Running:
         chain: Number of the chain.
         total: Iterations in all.
         sampler: nutpie's, in the background.
-        latest: Its last line of progress.
+        latest: How far it is.
     """
 
     chain: int
     total: int
     sampler: Any = None
-    latest: list[str] = field(default_factory=list)
+    latest: _nutpie.Progress | None = None
+
+    def keep(self, state: _nutpie.Progress) -> None:
+        """Take note of how far the chain is.
+
+        Args:
+            state: The latest.
+        """
+        self.latest = state
 
     def report(self) -> Chain:
         """Return how far the chain is.
@@ -280,23 +258,8 @@ class Running:
         Returns:
             The latest state that nutpie reported.
         """
-        words = (self.latest[-1] if self.latest else "").split()
-        draws, total, divergences, step, leapfrogs = words if len(words) == 5 else ["0", str(self.total), "0", "0", "0"]
-        return Chain(
-            chain=self.chain,
-            draws=int(draws),
-            total=int(total),
-            divergences=int(divergences),
-            step_size=float(step),
-            leapfrogs=int(leapfrogs),
-        )
-
-
-def import_nutpie() -> None:
-    """Import nutpie, which imports ArviZ and takes a second or more, without the warnings of the two."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("nutpie")
+        state = self.latest or _nutpie.Progress(0, self.total, 0, 0.0, 0)
+        return Chain(chain=self.chain, **state._asdict())
 
 
 def start(potential: Compiled | Python, chain: int, initial: Any, options: Options) -> Running:
@@ -311,38 +274,16 @@ def start(potential: Compiled | Python, chain: int, initial: Any, options: Optio
     Returns:
         The chain under way.
     """
-    import_nutpie()
-    from nutpie import _lib
-    from nutpie import sample as nutpie_sample
-    from nutpie.sample import CompiledModel
-
     running = Running(chain, options.warmup + options.draws)
-
-    def keep(line: str) -> None:
-        running.latest[:] = [line]
-
-    class Reporting(CompiledModel):  # type: ignore[misc]
-        n_dim = potential.size
-        shapes = {"flat": (potential.size,)}  # noqa: RUF012
-        coords: dict[str, Any] = {}  # noqa: RUF012
-
-        def _make_sampler(self, settings: Any, _mean: Any, _cores: Any, _progress: Any, store: Any) -> Any:
-            progress = _lib.ProgressType.template_callback(100, _TEMPLATE, 1, keep)
-            return potential.sampler(np.ascontiguousarray(initial, dtype=np.float64), settings, progress, store)
-
-    running.sampler = nutpie_sample(
-        Reporting(dims={}),
+    running.sampler = _nutpie.sample(
+        potential.model(np.ascontiguousarray(initial, dtype=np.float64)),
+        running.keep,
         draws=options.draws,
         tune=options.warmup,
-        chains=1,
-        cores=1,
         seed=chain_seed(options.seed, chain),
-        low_rank_modified_mass_matrix=options.low_rank,
+        low_rank=options.low_rank,
         target_accept=options.target_accept,
         maxdepth=options.max_treedepth,
-        blocking=False,
-        progress_bar=False,
-        return_raw_trace=True,
     )
     return running
 

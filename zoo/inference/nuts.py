@@ -38,6 +38,7 @@ from torch import Tensor
 from zoo.artifacts import machine_memory
 from zoo.errors import EngineError, UnknownNameError, suggest
 from zoo.inference import _nuts_worker as worker
+from zoo.inference._nutpie import import_nutpie
 from zoo.inference._nuts_worker import Chain, Compiled, Options, Python
 from zoo.inference.checkpoint import Chains
 from zoo.inference.library import build, child_environment
@@ -134,7 +135,7 @@ def sample(
 
     started = time.perf_counter()
     if sampler == "nutpie":
-        worker.import_nutpie()
+        import_nutpie()
     begin = time.perf_counter()
     potential = Potential(model, batch, seed=seed, dtype=getattr(torch, dtype))
     _refuse_too_many(chains, draws, potential.size)
