@@ -117,7 +117,8 @@ class Finish:
         names: Parameters that are computed.
         compute: ``compute(params, batch)`` -> the computed parameters by name, from the trained ones as ``pyro.param``
             returns them and the rows that they were trained on, all of them. It draws no random numbers.
-        check: Raises if ``compute`` cannot run here, for lack of a library; called before the optimiser starts.
+        check: Raises if ``compute`` cannot run, for lack of a library or on so large a pair; called before anything is
+            compiled, and once the pair has run on a batch, before the optimiser starts.
     """
 
     guide: Callable[[Batch], Any]

@@ -21,6 +21,7 @@ from zoo.diagnostics.inference import _array, _judge, _needs_guide, khat_thresho
 from zoo.diagnostics.predictive import Loo, _per_row, leave_one_out
 from zoo.diagnostics.uniformity import ecdf_band, ecdf_p_value
 from zoo.errors import ZooError
+from zoo.inference.laplace import is_laplace, with_laplace
 from zoo.inference.posterior import Posterior
 from zoo.inference.progress import Progress, ProgressEvent
 from zoo.types import Pair, Recipe
@@ -46,7 +47,7 @@ class _Refitter:
     """Fit a pair again and again as it was fitted, on other data of the same shapes, with one compiled graph."""
 
     def __init__(self, posterior: Posterior, pair: Pair | None = None) -> None:
-        self.posterior, self.pair = posterior, pair or posterior.pair
+        self.posterior, self.pair = posterior, with_laplace(pair or posterior.pair)
         self.recipe: Recipe | None = None
         self.trainer: Any = None
         if posterior.engine == "svi" and posterior._layout is not None and posterior._layout.names:
@@ -96,15 +97,18 @@ class _Refitter:
         trainer, left = self.trainer, int(old.info.get("steps", self.recipe.steps))
         while left > 0:
             left -= len(trainer.run(min(left, 1_000)))
-        if self.pair.finish is not None and "kept" in batch:  # the other rows are left out
+        if self.pair.finish is not None and "kept" in batch and not is_laplace(self.pair):  # other rows are left out
             kept = {k: v if k in old.data.whole else v[batch["kept"]] for k, v in batch.items()}
             data = dataclasses.replace(data, train=kept)
-        layout, values = finished(self.pair, data, trainer.layout, trainer.values)
+        buffers = [b.clone() for b in trainer.state.buffers]
+        layout, values = finished(
+            self.pair, data, trainer.layout, trainer.values, buffers=buffers, batch_size=self.recipe.batch_size
+        )
         return Posterior(
             **common,  # type: ignore[arg-type]
             layout=layout,
             values=values,
-            buffers=[b.clone() for b in trainer.state.buffers],
+            buffers=buffers,
             info=old.info,
         )
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo import artifacts
 from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, ZooError
+from zoo.inference.laplace import with_laplace
 from zoo.inference.objectives import losses_of
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
@@ -151,10 +152,16 @@ class Posterior:
 
         if pair.guide is None:
             raise PairError("this pair has no guide, so nothing of it was trained")
+        pair = with_laplace(pair)
         dataset = _dataset(data, None)
         stored = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
         floating = next((p for p in stored.values() if p.is_floating_point()), torch.empty(0))
-        layout = trainer_layout(pair, dataset, dtype=floating.dtype, device=floating.device)
+        size, kind = (8 if recipe is None else recipe.batch_size), {"dtype": floating.dtype, "device": floating.device}
+        try:
+            layout = trainer_layout(pair, dataset, batch_size=size, **kind)
+        except PairError:
+            size = None  # a pair that runs on all of its rows only
+            layout = trainer_layout(pair, dataset, batch_size=size, **kind)
         for key in layout.names:
             if key not in stored:
                 raise PairError(f"the parameter store has no '{key}'; train the pair first, in this store")
@@ -164,7 +171,8 @@ class Posterior:
                     f"{tuple(layout.values[key].shape)}"
                 )
         buffers = list(layout.buffer_values.values())
-        layout, values = finished(pair, dataset, layout, {n: stored[n] for n in layout.names})
+        values = {n: stored[n] for n in layout.names}
+        layout, values = finished(pair, dataset, layout, values, buffers=buffers, batch_size=size)
         history = torch.as_tensor(losses, dtype=torch.float64).detach().flatten()
         info: dict[str, Any] = {
             "dtype": str(floating.dtype).removeprefix("torch."),
@@ -680,13 +688,16 @@ def _rebuild(
             else:
                 assert pair is not None
                 own = pair
+            own = with_laplace(own)
             layout, chains = None, None
             if meta["engine"] == "svi":
                 from zoo.inference.runner import trainer_layout
 
                 known = _Known(parts["params"], allowance)
                 traced = own._replace(model=known(own.model), guide=None if own.drawing is None else known(own.drawing))
-                layout = trainer_layout(traced, data, dtype=dtype, device=torch.device("cpu"))
+                # A guide of one's own may learn its shapes from its first batch, so it gets one as in training.
+                rows = {} if method is not None else {"batch_size": (facts.get("recipe") or {}).get("batch_size")}
+                layout = trainer_layout(traced, data, dtype=dtype, device=torch.device("cpu"), **rows)
             else:
                 chains = _check_chains(_latents(own, data, dtype), parts["chains"], parts["stats"], dtype)
         if layout is not None:

@@ -26,8 +26,10 @@ from torch import Tensor
 from zoo.errors import DataError, NonFiniteError, PairError, RankError, UnknownNameError, suggest
 from zoo.inference.checkpoint import Chains, Checkpoint, difference
 from zoo.inference.distributed import Ranks, join, together
+from zoo.inference.laplace import with_laplace
 from zoo.inference.objectives import losses_of
 from zoo.inference.posterior import Posterior
+from zoo.inference.predictive import Runs
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.inference.progress import Progress, ProgressEvent, bar
 from zoo.inference.svi import Trainer
@@ -39,6 +41,7 @@ _ENGINES = ("nuts", "svi")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _CHUNK_SECONDS = 0.2
 _MOST = 10**8
+_FEW = 8  # rows that are enough to learn what a method's pair reads
 
 
 @torch.inference_mode(False)
@@ -197,7 +200,7 @@ def fit(
         else:
             with pyro_world(dtype=_DTYPES[dtype], device=device), stream(seeded(at, device)):
                 pair = found.build(dataset, hyper)
-        return _particles(pair, num_particles)
+        return with_laplace(_particles(pair, num_particles))
 
     about: dict[str, Any] = {
         "device": device,
@@ -270,6 +273,8 @@ def fit(
     fits.sort(key=lambda p: p.info["final_loss"])
     best = fits[0]
     best.restarts = tuple(fits[1:])
+    if found is None:
+        _say_if_point(best)
     return best
 
 
@@ -310,6 +315,8 @@ def _descend(
             skip=skip,
             ranks=ranks,
         )
+        if pair.finish is not None:
+            pair.finish.check()
     if ranks is not None:
         _agree(ranks, {"parameters": {n: list(v.shape) for n, v in trainer.layout.values.items()}})
         trainer.agree()
@@ -385,7 +392,9 @@ def _descend(
     if pair.finish is not None:
         tell(ProgressEvent("finishing", recipe.steps, recipe.steps, label))
         with together(ranks):
-            layout, values = finished(pair, data, layout, values)
+            layout, values = finished(
+                pair, data, layout, values, buffers=trainer.state.buffers, batch_size=recipe.batch_size
+            )
     info = dict(about) | {
         "seed": seed,
         "steps": int(trainer.state.step),
@@ -708,6 +717,24 @@ def _say_once(name: str, reason: str) -> None:
         warnings.warn(f"{name} runs eagerly, several times slower: {reason}", RuntimeWarning, stacklevel=4)
 
 
+def _say_if_point(posterior: Posterior) -> None:
+    """Warn if the guide of one's own holds latents at one point; a method says itself what it estimates."""
+    try:
+        draws = posterior.draws(8)
+    except Exception:  # the fit is not lost for it: whoever asks for draws is told why there are none
+        return
+    fixed = [n for n, v in draws.items() if v.is_floating_point() and v.numel() and bool((v == v[:1]).all())]
+    if fixed:
+        some = ", ".join(fixed[:5]) + (", ..." if len(fixed) > 5 else "")
+        posterior.info["point_estimates"] = fixed
+        warnings.warn(
+            f"the guide holds {some} at one point: its draws are a point estimate, no posterior; for one, take a guide "
+            "with a dispersion, such as AutoNormal",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on.
 
@@ -755,7 +782,13 @@ def _quiet() -> Iterator[None]:
 
 
 def finished(
-    pair: Pair, data: Dataset, layout: Layout, values: Mapping[str, Tensor]
+    pair: Pair,
+    data: Dataset,
+    layout: Layout,
+    values: Mapping[str, Tensor],
+    *,
+    buffers: Sequence[Tensor] = (),
+    batch_size: int | None = _FEW,
 ) -> tuple[Layout, dict[str, Tensor]]:
     """Compute what follows training, where a pair has a ``finish``.
 
@@ -764,6 +797,8 @@ def finished(
         data: With the rows that it was trained on.
         layout: Of the trained guide.
         values: Its unconstrained parameters.
+        buffers: Its module buffers.
+        batch_size: Rows on which the guide that draws is first run, as it is trained; ``None`` takes all.
 
     Returns:
         Layout and unconstrained parameters of the guide that draws; those of the trained one without ``finish``.
@@ -776,7 +811,9 @@ def finished(
     if pair.finish is None:
         return layout, dict(values)
     like = next(iter(values.values()))
-    with pyro_world(dtype=like.dtype, device=like.device), torch.enable_grad():
+    # Model and guide read the trained values, so that the computation may run them.
+    trained = Runs(pair, layout, [values[n] for n in layout.names], list(buffers), like.dtype, like.device)
+    with trained.bound(), torch.enable_grad():
         computed = pair.finish.compute(layout.constrained(values), data.train)
     if set(computed) != set(pair.finish.names):
         raise PairError(
@@ -785,7 +822,9 @@ def finished(
     for name, value in computed.items():
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(f"'{name}', computed after the last step, is not finite; try dtype='float64'")
-    drawing = trainer_layout(pair._replace(guide=pair.drawing), data, dtype=like.dtype, device=like.device)
+    drawing = trainer_layout(
+        pair._replace(guide=pair.drawing), data, dtype=like.dtype, device=like.device, batch_size=batch_size
+    )
     known = {**values, **drawing.unconstrained(computed)}
     for name in drawing.names:
         if name not in known:
@@ -793,7 +832,9 @@ def finished(
     return drawing, {n: known[n] for n in drawing.names}
 
 
-def trainer_layout(pair: Pair, data: Dataset, *, dtype: torch.dtype, device: torch.device) -> Layout:
+def trainer_layout(
+    pair: Pair, data: Dataset, *, dtype: torch.dtype, device: torch.device, batch_size: int | None = _FEW
+) -> Layout:
     """Return the layout of a pair on its data, for a posterior that is loaded.
 
     Args:
@@ -801,11 +842,13 @@ def trainer_layout(pair: Pair, data: Dataset, *, dtype: torch.dtype, device: tor
         data: Its data.
         dtype: Of the parameters.
         device: Where.
+        batch_size: Rows on which the pair is run; ``None`` takes all. A guide that learns its shapes from the first
+            batch needs as many as it is trained with.
 
     Returns:
         The layout that a fit would have.
     """
-    recipe = Recipe(steps=1, batch_size=min(8, data.num_data))
+    recipe = Recipe(steps=1, batch_size=batch_size and min(batch_size, data.num_data))
     with _quiet():
         return Trainer(
             pair, data.train, whole=data.whole, recipe=recipe, dtype=dtype, device=device, compile=False
