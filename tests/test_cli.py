@@ -368,23 +368,25 @@ def test_fit_with_report_and_json() -> None:
         assert Path(path).stat().st_size > 0
     numbers = json.loads(Path("runs/eight_schools/report.json").read_text())
     assert numbers["verdict"] == found["verdict"]
-    # The saved posterior reports again, elsewhere, and `--strict` tells a failed check by its exit code.
+    # The saved posterior reports again, elsewhere, and `--strict` tells a bad answer by its exit code.
     again = run("report", "runs/eight_schools", "--out", "x.html", "--strict", "--json")
-    failed = any(c["verdict"] == "fail" for c in numbers["checks"])
+    assert [a["name"] for a in found["answers"]] == ["fit", "parameters", "predictions"]
+    failed = any(a["use"] == "do not use" for a in numbers["answers"])
     assert again.exit_code == int(failed)
     assert json.loads(again.stdout)["verdict"] == found["verdict"]
     assert all(Path(f"x.{suffix}").exists() for suffix in ("html", "json", "md"))
     assert "pyro-zoo model card" in Path(found["files"]["card"]).read_text()
 
 
-def test_strict_exits_1_on_a_failed_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_exits_1_on_a_bad_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
     from zoo.inference import posterior
 
-    verdict = "fail"
+    use = "do not use"
 
     def report(path: Path, **_: Any) -> Path:
-        check = {"title": "Sound?", "verdict": verdict, "value": 1.0, "threshold": "0"}
-        keys = {"scores": {}, "quantities": {}, "fit": {}, "hyper": {}, "checks": [check]}
+        check = {"title": "Sound?", "verdict": "fail", "value": 1.0, "threshold": "0"}
+        answer = {"question": "Done?", "use": use, "reason": "Because.", "command": "zoo fit x", "python": ""}
+        keys = {"scores": {}, "quantities": {}, "fit": {}, "hyper": {}, "checks": [check], "answers": [answer]}
         path.with_suffix(".json").write_text(json.dumps({"verdict": "do not use", "reasons": ["Because."], **keys}))
         return path
 
@@ -392,10 +394,10 @@ def test_strict_exits_1_on_a_failed_check_only(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(posterior, "load", lambda folder: fake)
     result = run("report", ".", "--strict")
     assert result.exit_code == 1
-    for word in ("Sound?", "fail", "do not use", "Because."):
+    for word in ("Sound?", "fail", "do not use", "Because.", "Done?", "try: zoo fit x"):
         assert word in result.stdout
     assert run("report", ".").exit_code == 0
-    verdict = "warn"
+    use = "not meant to be read"
     assert run("report", ".", "--strict").exit_code == 0
 
 

@@ -851,7 +851,7 @@ def _outcome(posterior: Posterior, report: Path | None) -> dict[str, Any]:
     """
     if report is not None:
         found = jsonlib.loads(report.read_text(encoding="utf-8"))
-        keys = ("verdict", "reasons", "checks", "scores", "quantities", "fit", "hyper")
+        keys = ("verdict", "reasons", "answers", "checks", "scores", "quantities", "fit", "hyper")
         return {k: found[k] for k in keys}
     from zoo.reports.files import plain
     from zoo.reports.illustrate import scores
@@ -864,7 +864,7 @@ def _outcome(posterior: Posterior, report: Path | None) -> dict[str, Any]:
         "fit": fitted,
         "hyper": hyper_to_json(posterior.hyper),
     }
-    return {"verdict": None, "reasons": [], "checks": [], **plain(outcome)}
+    return {"verdict": None, "reasons": [], "answers": [], "checks": [], **plain(outcome)}
 
 
 def _outcome_tables(result: Mapping[str, Any]) -> list[Any]:
@@ -892,9 +892,15 @@ def _verdict_lines(result: Mapping[str, Any]) -> list[Any]:
         return []
     from rich.text import Text
 
-    style = {"usable": "bold green", "usable with care": "bold yellow"}.get(result["verdict"], "bold red")
-    lines = [Text.assemble("verdict:   ", (result["verdict"], style))]
-    return [*lines, *(f"  - {reason}" for reason in result["reasons"])]
+    style = {"usable": "bold green", "usable with care": "bold yellow", "do not use": "bold red"}
+    lines: list[Any] = [Text.assemble("verdict:   ", (result["verdict"], style[result["verdict"]]))]
+    for answer in result["answers"]:
+        lines.append(Text.assemble(f"  {answer['question']} ", (answer["use"], style.get(answer["use"], "bold"))))
+        lines.append(Text(f"    {answer['reason']}"))
+        if answer["command"] or answer["python"]:
+            lines.append(Text(f"    try: {answer['command'] or answer['python']}"))
+    told = [answer["reason"] for answer in result["answers"]]
+    return [*lines, *(Text(f"  - {r}") for r in result["reasons"] if not any(r in t for t in told))]
 
 
 @app.command(epilog=_EPILOG)
@@ -903,7 +909,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Page to write, .html. Default: DIR/report.html.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw behind the page.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a check fails.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an answer is 'do not use'.")] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Also fit again: simulated data, NUTS, folds. Takes as long as 100 fits.")
     ] = False,
@@ -932,7 +938,7 @@ def report(
         _add(table, str(check["verdict"]), str(check["title"]), _number(check["value"]), str(check["threshold"] or ""))
     paths = [f"{label + ':':<11}{where}" for label, where in result["files"].items()]
     say.result(result, table, *paths, *_verdict_lines(result), bare=str(path))
-    if strict and any(check["verdict"] == "fail" for check in result["checks"]):
+    if strict and any(answer["use"] == "do not use" for answer in result["answers"]):
         raise typer.Exit(1)
 
 

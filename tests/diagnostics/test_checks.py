@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -14,6 +15,7 @@ from known_fits import dataset, normal_chains, normal_loo, normal_mean, sampled,
 import zoo
 from zoo.diagnostics import CHECKS, Check, diagnose, predictive
 from zoo.diagnostics import inference as checks
+from zoo.diagnostics.answers import Facts, answers, headline, holm
 from zoo.diagnostics.check import NotApplicable, jsonable
 from zoo.diagnostics.diagnosis import FULL, conclude
 from zoo.errors import UnknownNameError
@@ -228,7 +230,9 @@ def test_mixed_chains_pass():
     diagnosis = diagnose(sampled(model, data, normal_chains(data)), num_draws=100)
     assert {c.name for c in diagnosis.checks if c.verdict == "pass"} >= {"r_hat", "ess", "divergences", "e_bfmi", "loo"}
     assert diagnosis.verdict == "usable"
-    assert diagnosis.reasons == ("Every check that applies passed.",)
+    assert diagnosis.reasons == ("Nothing speaks against this fit.",)
+    assert [a.use for a in diagnosis.answers] == ["usable"] * 3
+    assert not any(a.command or a.python for a in diagnosis.answers)
 
 
 def test_chains_in_two_modes_fail():
@@ -462,7 +466,7 @@ def test_every_check_reports_and_turns_into_json():
     diagnosis = diagnose(variational(*normal_mean()), num_draws=200)
     assert [c.name for c in diagnosis.checks] == [n for n in CHECKS if n not in FULL]
     text = json.dumps(diagnosis.to_json(), allow_nan=False)
-    assert set(json.loads(text)) == {"verdict", "parameters", "predictions", "reasons", "checks"}
+    assert set(json.loads(text)) == {"verdict", "parameters", "predictions", "reasons", "answers", "checks"}
     for check in diagnosis.checks:
         assert check.explanation.endswith(".")
         assert not check.error
@@ -508,7 +512,7 @@ def made(**verdicts):
         (
             {"pareto_k": "fail", "predictive_check": "pass", "calibration": "pass"},
             False,
-            ("do not use", "usable with care", "usable with care"),
+            ("do not use", "usable", "usable with care"),
         ),
         # The same without a look at new rows, and with a bad one.
         ({"pareto_k": "fail", "predictive_check": "pass"}, False, ("do not use", "do not use", "do not use")),
@@ -520,11 +524,13 @@ def made(**verdicts):
             ("usable", "usable with care", "usable with care"),
         ),
         # Chains that did not converge are draws from nothing.
-        ({"r_hat": "fail", "calibration": "pass"}, True, ("do not use", "do not use", "do not use")),
+        ({"r_hat": "fail", "predictive_check": "pass"}, True, ("do not use", "do not use", "do not use")),
+        ({"r_hat": "fail", "calibration": "pass"}, True, ("do not use", "usable with care", "usable with care")),
+        ({"r_hat": "warn", "calibration": "pass"}, True, ("usable with care", "usable", "usable with care")),
         ({"r_hat": "pass", "predictive_check": "fail"}, True, ("usable", "do not use", "do not use")),
-        ({"r_hat": "pass", "predictive_check": "pass", "loo": "fail"}, True, ("usable", "usable", "usable with care")),
-        ({"predictive_check": "pass"}, False, ("usable with care", "usable", "usable with care")),
-        ({"pareto_k": "pass"}, False, ("usable", "usable with care", "usable with care")),
+        ({"r_hat": "pass", "predictive_check": "pass", "loo": "fail"}, True, ("usable", "usable", "usable")),
+        ({"predictive_check": "pass"}, False, ("not examined", "usable", "usable with care")),
+        ({"pareto_k": "pass"}, False, ("usable", "not examined", "usable with care")),
         # Refits fail over the prior; at the data at hand the guide was found good, or not.
         (
             {"pareto_k": "pass", "simulation_calibration": "fail", "predictive_check": "pass"},
@@ -549,11 +555,61 @@ def made(**verdicts):
     ],
 )
 def test_the_rule(verdicts, sampled_, expected):
-    diagnosis = conclude(made(**verdicts), sampled=sampled_)
+    diagnosis = conclude(made(**verdicts), Facts(sampled=sampled_))
     assert (diagnosis.parameters, diagnosis.predictions, diagnosis.verdict) == expected
     for name, verdict in verdicts.items():
         if verdict != "pass":
-            assert f"{name} {verdict}." in diagnosis.reasons
+            assert any(f"{name} {verdict}." in reason for reason in diagnosis.reasons)
+
+
+def test_holm_is_its_formula():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {}
+
+
+@pytest.mark.parametrize(("others", "use"), [(0, "usable with care"), (3, "usable")])
+def test_one_warning_among_many_checks_is_chance(others, use):
+    """A p-value of 0.03 stands alone; beside three large ones it is what four right checks show now and then."""
+    rest = [
+        dataclasses.replace(c, p_value=0.5)
+        for c in made(calibration="pass", scores="pass", selective_prediction="pass")[:others]
+    ]
+    found = answers([*made(r_hat="pass"), *rest, low("predictive_check", "warn", 0.03)], Facts(sampled=True))
+    assert found[2].use == use
+    assert found[1].use == "usable"
+
+
+def low(name, verdict, p_value):
+    return dataclasses.replace(made(**{name: verdict})[0], p_value=p_value)
+
+
+def test_many_checks_do_not_hide_a_fault():
+    rest = [dataclasses.replace(c, p_value=0.5) for c in made(scores="pass", predictive_check="pass")]
+    fit, parameters, predictions = answers(
+        [*made(r_hat="pass"), *rest, low("calibration", "fail", 0.001)], Facts(sampled=True)
+    )
+    assert (fit.use, parameters.use, predictions.use) == ("usable", "usable", "do not use")
+    assert predictions.checks[0] == "calibration"
+    assert headline((fit, parameters, predictions)) == "do not use"
+
+
+def test_weights_of_a_network_are_no_failure():
+    """What a check says about weights is not held against the fit; without new rows a network is not examined."""
+    facts = Facts(sampled=False, weights=("W_0", "b_0"))
+    checked = made(optimiser_stationarity="pass", pareto_k="fail", predictive_check="pass")
+    assert [a.use for a in answers(checked, facts)] == ["usable", "not meant to be read", "not examined"]
+    found = conclude([*checked, *made(calibration="pass")], facts)
+    assert [a.use for a in found.answers] == ["usable", "not meant to be read", "usable"]
+    assert found.verdict == "usable"
+
+
+def test_a_loss_that_moves_is_no_warning_where_nothing_is_left_to_gain():
+    def at(nats):
+        near = dataclasses.replace(made(pareto_k="pass")[0], value={"nats to the posterior": nats})
+        moving = dataclasses.replace(made(optimiser_stationarity="warn")[0], value={"gain that matters": 1.0})
+        return answers([near, moving], Facts(sampled=False))[0].use
+
+    assert (at(0.2), at(3.0)) == ("usable", "usable with care")
 
 
 def test_the_centred_eight_schools_are_flagged_and_the_others_are_not():

@@ -37,6 +37,8 @@ class Check:
         verdict: ``pass``, ``warn``, ``fail`` or ``not run``.
         value: What was measured, JSON-able.
         threshold: From where on it warns and fails.
+        p_value: How often a right fit would deviate as much, after the check's own corrections for several tests;
+            ``None`` for a check that goes by a threshold.
         level: At most how often it does not pass a correct fit, as designed; measured in ``DIAGNOSTICS.md``.
         source: Where the threshold comes from.
         explanation: What was found, in a sentence; for ``not run``, the reason.
@@ -51,6 +53,7 @@ class Check:
     verdict: Verdict
     value: Any = None
     threshold: str = ""
+    p_value: float | None = None
     level: float = 0.05
     source: str = ""
     explanation: str = ""

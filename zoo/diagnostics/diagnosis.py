@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from zoo.diagnostics import inference, predictive, refits, sensitivity
+from zoo.diagnostics import inference, predictive, refits, remedies, sensitivity
+from zoo.diagnostics.answers import Answer, Facts, Use, answers, headline
 from zoo.diagnostics.check import About, Check, NotApplicable
 from zoo.errors import UnknownNameError, suggest
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from zoo.types import Batch
 
 __all__ = ["CHECKS", "FULL", "Diagnosis", "Use", "diagnose"]
-
-Use: TypeAlias = Literal["usable", "usable with care", "do not use"]
 
 _DRAWS = ("num_draws", "seed")
 _HELD = ("held", "num_draws", "seed")
@@ -38,6 +36,12 @@ CHECKS: dict[str, tuple[Callable[..., Check], About, str, tuple[str, ...]]] = {
         inference.moment_bounds,
         "parameters",
         "What is guaranteed about means and spreads?",
+        _DRAWS,
+    ),
+    "reweighted_moments": (
+        sensitivity.reweighted_moments,
+        "parameters",
+        "Do means and spreads stay when draws are weighted?",
         _DRAWS,
     ),
     "funnel": (inference.funnel, "parameters", "Is there a funnel that the fit misses?", _DRAWS),
@@ -98,10 +102,6 @@ CHECKS: dict[str, tuple[Callable[..., Check], About, str, tuple[str, ...]]] = {
 FULL = ("vi_against_nuts", "simulation_calibration", "interval_coverage", "k_fold")
 """Checks that fit again, which :func:`diagnose` makes if ``full``, or where they are named."""
 
-# Checks whose warning says that nothing is guaranteed, which is no evidence against the fit.
-_NO_EVIDENCE = frozenset({"moment_bounds"})
-_OF_THE_PRIOR = frozenset({"simulation_calibration", "interval_coverage"})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
@@ -111,8 +111,10 @@ class Diagnosis:
         checks: Every check, also those that did not run.
         parameters: Whether the posterior of the parameters may be read: their means, spreads and intervals.
         predictions: Whether predictions may be used.
-        verdict: The two together.
+        verdict: The two together: ``usable``, ``usable with care`` or ``do not use``.
         reasons: Why, most serious first.
+        answers: Whether the fit came to its end, the parameters can be read and the predictions used, each with its
+            reason and what to try; ``parameters`` and ``predictions`` are the words of the last two.
     """
 
     checks: tuple[Check, ...]
@@ -120,6 +122,7 @@ class Diagnosis:
     predictions: Use
     verdict: Use
     reasons: tuple[str, ...]
+    answers: tuple[Answer, ...] = ()
 
     def __getitem__(self, name: str) -> Check:
         """Return a check by name."""
@@ -144,6 +147,7 @@ class Diagnosis:
             "parameters": self.parameters,
             "predictions": self.predictions,
             "reasons": list(self.reasons),
+            "answers": [answer.to_json() for answer in self.answers],
             "checks": [check.to_json() for check in self.checks],
         }
 
@@ -164,14 +168,15 @@ def diagnose(
     A check that does not apply, or that an exception ended, is reported as ``not run`` with the reason; the exception's
     text and place stand in :attr:`Check.error`.
 
-    The verdict: a failed check of the parameters (optimiser, guide, funnel, restarts, chains, refits) means that their
-    posterior must not be read. Predictions average over the parameters and can be good all the same, as those of a
-    large network whose joint posterior no guide matches; under SVI they are judged by what was measured on held-out
-    rows, and without such rows a failed check of the parameters counts against them too. Data that the model does not
-    reproduce count against predictions likewise, unless held-out rows speak for them: then care is asked for. Chains
-    that failed are not draws from the posterior, so nothing computed from them is used. Bounds that guarantee nothing
-    are no evidence against a fit, and change no verdict. Refits to simulated data judge a fit over all data that the
-    prior expects: where k-hat or NUTS speak for it at the data at hand, a failure there asks for care only.
+    Three answers follow, see :mod:`zoo.diagnostics.answers`. *Did the fit come to its end* is asked of chains (they
+    agree, are long enough, did not diverge) or of the loss (it has settled, or the guide is so close to the posterior
+    that nothing is left to gain). *Can the parameters be read* rests on the comparison with the posterior: chains that
+    came to their end, or a guide whose importance weights, restarts and refits speak for it; weights of a network are
+    not meant to be read, and a point estimate has no spread that could be. Refits to simulated data judge a fit over
+    all data that the prior expects: where k-hat or NUTS speak for it at the data at hand, a failure there asks for care
+    only. *Can the predictions be used* is judged on rows that were not fitted, where there are some, and then does not
+    ask whether the parameters can be read; without such rows a failed fit, or parameters that cannot be read, count
+    against predictions too. Checks with p-values count as Holm's method leaves them, over the checks of one answer.
 
     Args:
         posterior: A fit.
@@ -201,7 +206,7 @@ def diagnose(
         if "held" in CHECKS[name][3] and "held" not in settings:
             settings["held"] = _held(posterior, num_draws, seed)
         done.append(_run(posterior, name, settings))
-    found = conclude(done, sampled=posterior.engine == "nuts")
+    found = conclude(done, _facts(posterior), advise=lambda answer: remedies.advised(posterior, answer, done))
     if checks is None:
         posterior.diagnosis = found
     return found
@@ -235,82 +240,59 @@ def _run(posterior: Posterior, name: str, settings: dict[str, Any]) -> Check:
         )
 
 
-def conclude(checks: Sequence[Check], *, sampled: bool) -> Diagnosis:
+def conclude(checks: Sequence[Check], facts: Facts, *, advise: Callable[[Answer], Answer] | None = None) -> Diagnosis:
     """Draw the conclusion from checks already made.
 
     Args:
         checks: The checks.
-        sampled: Whether the posterior was sampled by chains.
+        facts: What else the answers need to know of the fit.
+        advise: Adds to an answer what to try; ``None`` leaves them as they are.
 
     Returns:
         The diagnosis; see :func:`diagnose` for the rule.
     """
-    about = {
-        kind: [c for c in checks if c.about == kind and c.verdict != "not run" and c.name not in _NO_EVIDENCE]
-        for kind in ("parameters", "predictions", "comparison")
-    }
+    given = answers(checks, facts)
+    if advise is not None:
+        fit, parameters, predictions = (advise(a) for a in given)
+        given = (fit, parameters, predictions)
     broken = [c for c in checks if c.error]
-    # Refits speak of the data that the prior expects; what was measured at the data at hand outweighs them.
-    local = {c.name: c.verdict for c in about["parameters"]}
-    if local.get("vi_against_nuts") in ("pass", "warn") or local.get("pareto_k") == "pass":
-        about["parameters"] = [
-            dataclasses.replace(c, verdict="warn") if c.name in _OF_THE_PRIOR and c.verdict == "fail" else c
-            for c in about["parameters"]
-        ]
-    reasons: list[str] = []
-    parameters = _use(about["parameters"])
-    predictions = _use(about["predictions"])
-    held_out = [c for c in about["predictions"] if c.name in ("calibration", "scores")]
-    measured = {"calibration", "scores", "selective_prediction", "out_of_distribution"}
-    bad = any(c.verdict == "fail" and c.name in measured for c in about["predictions"])
-    if predictions == "do not use" and held_out and not bad:
-        predictions = "usable with care"
-    # Without a look at the approximation itself nothing vouches for the parameters.
-    vouched = any(
-        c.name in ("pareto_k", "pareto_k_rows", "r_hat", "vi_against_nuts", "simulation_calibration")
-        for c in about["parameters"]
-    )
-    if not vouched and parameters == "usable":
-        parameters = "usable with care"
-        reasons.append(
-            "No check compared this fit with the posterior: "
-            + next(
-                (c.explanation for c in checks if c.name == ("r_hat" if sampled else "pareto_k")),
-                "it was not asked for.",
-            )
-        )
-    if parameters == "do not use" and predictions != "do not use":
-        if sampled or not held_out:
-            predictions = "do not use"
-        else:
-            predictions = "usable with care"
-            reasons.insert(
-                0,
-                "Do not read the posterior of the parameters; the predictions held up on rows that were not fitted "
-                "and can be used with care.",
-            )
-    if not about["predictions"] and predictions == "usable":
-        predictions = "usable with care"
-        reasons.append("No check compared predictions with data.")
-    order: list[Use] = ["usable", "usable with care", "do not use"]
-    verdict: Use = predictions if predictions == "do not use" else max(parameters, predictions, key=order.index)
-    if parameters == "do not use" and predictions != "do not use":
+    verdict = headline(given)
+    if verdict == "usable" and broken:
         verdict = "usable with care"
-    if verdict == "usable" and (broken or any(c.verdict != "pass" for c in about["comparison"])):
-        verdict = "usable with care"
+    by_name = {a.name: a for a in given}
+    order: tuple[Use, ...] = ("do not use", "usable with care")
+    reasons = [a.reason for use in order for a in reversed(given) if a.use == use]
+    reasons += [a.reason for a in given if a.use in ("not examined", "not meant to be read")]
+    counted = {name for a in given if a.use in order for name in a.checks}
     for wanted in ("fail", "warn"):
-        reasons += [c.explanation for c in checks if c.verdict == wanted and c.name not in _NO_EVIDENCE]
+        reasons += [
+            c.explanation
+            for c in checks
+            if c.verdict == wanted
+            and (c.name in counted or c.about == "comparison")
+            and not any(c.explanation in reason for reason in reasons)
+        ]
     reasons += [f"{c.title} {c.explanation}" for c in broken]
-    if not reasons:
-        reasons = ["Every check that applies passed."]
     return Diagnosis(
-        checks=tuple(checks), parameters=parameters, predictions=predictions, verdict=verdict, reasons=tuple(reasons)
+        checks=tuple(checks),
+        parameters=by_name["parameters"].use,
+        predictions=by_name["predictions"].use,
+        verdict=verdict,
+        reasons=tuple(dict.fromkeys(reasons)) or ("Nothing speaks against this fit.",),
+        answers=given,
     )
 
 
-def _use(checks: Sequence[Check]) -> Use:
-    verdicts = {c.verdict for c in checks}
-    return "do not use" if "fail" in verdicts else "usable with care" if "warn" in verdicts else "usable"
+def _facts(posterior: Posterior) -> Facts:
+    """Return what the answers need to know of a fit beside its checks."""
+    sampled = posterior.chains is not None
+    tries = posterior.info.get("sampler_tries", 1)
+    return Facts(
+        sampled=sampled,
+        weights=tuple(inference.network_weights(posterior)),
+        point=not sampled and not inference.point_sites(posterior)[1],
+        tries=len(tries) if isinstance(tries, list | tuple) else int(tries),
+    )
 
 
 def _sentence(text: str) -> str:

@@ -580,6 +580,16 @@ CASES: tuple[Case, ...] = (
         run=_one(inference.moment_bounds, lambda bad, s: normal(s, factor=1.1, shift=float(bad)), num_draws=_DRAWS),
     ),
     Case(
+        checks=("reweighted_moments",),
+        correct="the exact guide of two normals with correlation 0.9",
+        fault="the best mean-field guide of two normals with correlation 0.7 (ratio of standard deviations 0.71)",
+        run=_one(
+            sensitivity.reweighted_moments,
+            lambda bad, _: correlated(0.7) if bad else correlated(0.9, exact=True),
+            num_draws=1_000,
+        ),
+    ),
+    Case(
         checks=("funnel",),
         correct="the exact guide of a funnel of five units",
         fault="a guide that gives the units one width",

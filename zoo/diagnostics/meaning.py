@@ -21,6 +21,10 @@ MEANING: dict[str, str] = {
         "From the importance weights follows how far the guide's means and spreads can be from the right "
         "ones at most; a small bound is a guarantee, a large one says nothing either way."
     ),
+    "reweighted_moments": (
+        "Where the importance weights can be trusted, they can also be used: weighted means and standard deviations "
+        "are those of the posterior, and show by how much the guide is off."
+    ),
     "funnel": (
         "Where a scale can be close to zero, the quantities below it must squeeze into a narrow neck, which "
         "guides and samplers easily miss."

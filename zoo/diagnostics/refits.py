@@ -320,6 +320,7 @@ def simulation_calibration(
         about="parameters",
         verdict=verdict,
         value={"smallest p-value": least, "of": worst, "quantities": len(raw), "refits": found.refits},
+        p_value=least,
         threshold="p-value of uniform ranks, times the number of quantities: warn below 0.05, fail below 0.01",
         source="Talts et al. (2018), arXiv:1804.06788; Yao et al. (2018), arXiv:1802.02538; test: Säilynoja, Bürkner, "
         "Vehtari (2022), Statistics and Computing 32",
@@ -408,6 +409,7 @@ def interval_coverage(
             "held": covered,
             "refits": found.refits,
         },
+        p_value=least,
         threshold="binomial p-value of the share of true values inside, times the number of quantities and levels: "
         "warn below 0.05, fail below 0.01",
         source="Cook, Gelman, Rubin (2006), JCGS 15; Talts et al. (2018), arXiv:1804.06788; binomial, Bonferroni",

@@ -15,10 +15,13 @@ from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import (
     _array,
     _elements,
+    _judge,
     _needs_guide,
     affordable,
     khat,
     khat_threshold,
+    network_weights,
+    point_sites,
     refuse_rows_alone,
 )
 
@@ -29,11 +32,14 @@ if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
     from zoo.types import Batch
 
-__all__ = ["cumulative_jensen_shannon", "power_scaling"]
+__all__ = ["cumulative_jensen_shannon", "parts_of_the_prior", "power_scaling", "reweighted_moments"]
 
 _STEP = 0.01
 _LIMIT = 0.05
 _MOST_PARAMETERS = 50
+_TINY = 1e-30
+_MEANS = (0.3, 1.0)  # from where on a mean that moves, in standard deviations, is a warning, and a failure
+_RATIOS = (1.25, 2.0)  # the same of a ratio of standard deviations, or its inverse
 
 
 def cumulative_jensen_shannon(values: NDArray[np.float64], p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
@@ -121,13 +127,180 @@ def _densities(
     return {n: _array(found[f"draw/{n}"]) for n in latents}, density
 
 
+def reweighted_moments(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
+    """Check that weighting the guide's draws towards the posterior leaves means and standard deviations as they are.
+
+    k-hat says whether weights can be trusted; where they can, they say how wrong the guide is. Changes are judged
+    beyond their Monte Carlo error (Bonferroni, 99%).
+
+    Args:
+        posterior: A fit by SVI.
+        num_draws: Draws; four times as many are taken.
+        seed: Of the draws.
+
+    Returns:
+        The check.
+
+    Raises:
+        NotApplicable: If there is no guide, it is a point, or its weights cannot be trusted.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman (2018), arXiv:1802.02538, sec. 2, for means from smoothed weights; Owen (2013),
+        Monte Carlo theory, methods and examples, eq. 9.8, for their error; limits: ours.
+    """
+    from scipy.stats import norm
+
+    _needs_guide(posterior)
+    refuse_rows_alone(posterior)
+    if not point_sites(posterior)[1]:
+        raise NotApplicable("the guide is a point estimate, which has no spread")
+    if affordable(posterior, num_draws) < num_draws:
+        raise NotApplicable("the model is too large for the draws that reweighting needs")
+    model, guide = posterior.pair.model, posterior.pair.drawing
+    assert guide is not None
+    batch = posterior._prepare(None)
+    names = list(posterior.draws(1))
+
+    def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        drawn = poutine.trace(guide).get_trace(batch)
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+        out = {f"draw/{n}": drawn.nodes[n]["value"] for n in names if n in drawn.nodes}
+        return out | {"w": torch.as_tensor(trace.log_prob_sum() - drawn.log_prob_sum())}
+
+    count = affordable(posterior, 4 * num_draws)
+    found = posterior.runs.map(one, count, seed=seed)
+    log = _array(found.pop("w"))
+    k = khat(log)
+    if not k <= khat_threshold(count):
+        raise NotApplicable("the guide is too far from the posterior for its draws to be reweighted")
+    weights = _smoothed(log)
+    values = {n.removeprefix("draw/"): _array(v)[None] for n, v in found.items()}
+    elements = {n: v[0] for n, v in _elements(values).items() if v.std() > 0}
+    quantile = float(norm.ppf(1 - 0.005 / max(len(elements), 1)))
+    shifts, ratios, sure_shift, sure_ratio = {}, {}, {}, {}
+    for name, x in elements.items():
+        mean, sd = float(x.mean()), float(x.std())
+        centre = float(weights @ x)
+        square = (x - centre) ** 2
+        variance = float(weights @ square)
+        shift = (centre - mean) / math.sqrt(variance)
+        noise = math.sqrt(float((weights**2) @ square) / variance + sd**2 / variance / count)
+        log_ratio = math.log(sd) - 0.5 * math.log(variance)
+        # Of half the log of a variance, by the delta method, weighted and plain.
+        error = math.sqrt(
+            0.25 * float((weights**2) @ (square / variance - 1) ** 2)
+            + 0.25 * float(((((x - mean) / sd) ** 2 - 1) ** 2).mean()) / count
+        )
+        shifts[name], ratios[name] = shift, math.exp(log_ratio)
+        sure_shift[name] = max(abs(shift) - quantile * noise, 0.0)
+        sure_ratio[name] = math.exp(max(abs(log_ratio) - quantile * error, 0.0))
+    at_shift = max(shifts, key=lambda n: (sure_shift[n], abs(shifts[n])))
+    at_ratio = max(ratios, key=lambda n: (sure_ratio[n], abs(math.log(ratios[n]))))
+    verdicts = (_judge(sure_shift[at_shift], *_MEANS), _judge(sure_ratio[at_ratio], *_RATIOS))
+    verdict: Verdict = "fail" if "fail" in verdicts else "warn" if "warn" in verdicts else "pass"
+    if verdict == "pass":
+        words = (
+            "Weighting the guide's draws towards the posterior leaves its means and standard deviations as they are."
+        )
+    elif verdicts[1] != "pass":
+        words = (
+            f"The guide's standard deviation of '{at_ratio}' is {ratios[at_ratio]:.2f} times that of its draws "
+            f"weighted towards the posterior: its intervals are too {'narrow' if ratios[at_ratio] < 1 else 'wide'}."
+        )
+    else:
+        words = (
+            f"Weighted towards the posterior, the mean of '{at_shift}' moves by {shifts[at_shift]:.2f} posterior "
+            "standard deviations."
+        )
+    return Check(
+        name="reweighted_moments",
+        title="Do means and spreads stay when draws are weighted?",
+        about="parameters",
+        verdict=verdict,
+        value={
+            "ratio of standard deviations": ratios[at_ratio],
+            "of": at_ratio,
+            "shift of a mean in sd": shifts[at_shift],
+            "at": at_shift,
+            "k-hat": k,
+            "draws": count,
+        },
+        threshold="beyond Monte Carlo error: shift of a mean, warn above 0.3, fail above 1 standard deviation; ratio "
+        "of standard deviations, or its inverse, warn above 1.25, fail above 2",
+        source="Yao, Vehtari, Simpson, Gelman (2018), arXiv:1802.02538; limits: ours",
+        explanation=words,
+    )
+
+
+def _smoothed(log: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Pareto-smoothed weights that sum to one."""
+    import arviz as az
+
+    if np.ptp(log) < 1e-12:
+        return np.full(len(log), 1 / len(log))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        smooth = np.exp(az.psislw(log.copy())[0])
+    return np.asarray(smooth / smooth.sum())
+
+
+def parts_of_the_prior(posterior: Posterior, batch: Batch) -> set[str]:
+    """Return the latents that only shape the prior of others: scales of shrinkage, and what these scales multiply.
+
+    A scale is one of them if the likelihood does not depend on it where all real latents are zero: centred, it never
+    does; non-centred, it multiplies them. What it multiplies is a latent that the likelihood does not depend on where
+    these scales vanish. That such a latent rests on its prior is what the method is for.
+
+    Args:
+        posterior: A fit.
+        batch: Its training batch.
+
+    Returns:
+        Their names.
+    """
+    drawn = posterior.draws(2)
+    one, other = ({k: v[i] for k, v in drawn.items()} for i in range(2))
+    known = sites(posterior, batch, one)
+    seen = [s.name for s in known.values() if s.kind == "observed"]
+    latents = [n for n in one if n in known and known[n].kind == "latent" and one[n].is_floating_point()]
+    model = posterior.pair.model
+    with posterior.runs.bound():
+        nodes = poutine.trace(poutine.condition(model, data=one)).get_trace(batch).nodes
+    support = {n: nodes[n]["fn"].support for n in latents}
+    real = [n for n in latents if torch.distributions.constraints.real in (support[n], _inner(support[n]))]
+    scales = [n for n in latents if bool((one[n] > 0).all()) and n not in real]
+
+    def likelihood(values: dict[str, Tensor]) -> float:
+        with posterior.runs.bound(), torch.no_grad():
+            found = poutine.trace(poutine.condition(model, data=values)).get_trace(batch).nodes
+            return sum(float(_log_prob(found[n]).sum()) for n in seen)
+
+    def same(a: float, b: float) -> bool:
+        return abs(a - b) <= 1e-6 * max(abs(a), 1.0)
+
+    flat = {**one, **{n: torch.zeros_like(one[n]) for n in real}}
+    base = likelihood(flat)
+    # Not the other draw alone: a scale that is nearly certain would hardly differ there.
+    shaping = {n for n in scales if same(likelihood({**flat, n: 2 * other[n]}), base)}
+    if not shaping:
+        return set()
+    closed = {**one, **{n: torch.full_like(one[n], _TINY) for n in shaping}}
+    base = likelihood(closed)
+    return shaping | {n for n in real if same(likelihood({**closed, n: one[n] + 1.0}), base)}
+
+
+def _inner(support: Any) -> Any:
+    return getattr(support, "base_constraint", support)
+
+
 def power_scaling(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
     r"""Check how much the posterior changes when the prior, or the likelihood, is raised to a power near one.
 
     Draws get the weights :math:`p(\theta)^{\alpha - 1}` (or those of the likelihood), smoothed by PSIS, for
     :math:`\alpha = 0.99` and :math:`1.01`; draws of a guide are first weighted towards the posterior. The sensitivity
     of a parameter is the change of its distribution per doubling of :math:`\alpha`,
-    :math:`\mathrm{CJS} / |\log_2 \alpha|`, averaged over both. Only priors that depend on no other latent are scaled.
+    :math:`\mathrm{CJS} / |\log_2 \alpha|`, averaged over both. Only priors that depend on no other latent are scaled,
+    and latents that only shape the prior of others are not judged: they rest on their priors by design.
 
     Args:
         posterior: A fit.
@@ -143,36 +316,31 @@ def power_scaling(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
     References:
         Kallioinen, Paananen, Bürkner, Vehtari (2023), Statistics and Computing 34, sec. 2 and table 1.
     """
-    import arviz as az
-
     if posterior.chains is None:
         _needs_guide(posterior)
         refuse_rows_alone(posterior)
         if affordable(posterior, num_draws) < num_draws:
             raise NotApplicable("the model is too large for the draws that reweighting needs")
-    draws, density = _densities(posterior, posterior._prepare(None), num_draws, seed)
+    batch = posterior._prepare(None)
+    draws, density = _densities(posterior, batch, num_draws, seed)
     base = density["weight"]
     if np.ptp(base) > 0 and khat(base) > khat_threshold(len(base)):
         raise NotApplicable("the guide is too far from the posterior for its draws to be reweighted")
-    values = {k: v[0] for k, v in _elements({k: v[None] for k, v in draws.items()}).items() if v.std() > 0}
+    hidden = parts_of_the_prior(posterior, batch) | set(network_weights(posterior))
+    judged = {k: v[None] for k, v in draws.items() if k not in hidden}
+    if not judged:
+        raise NotApplicable("every latent shapes the prior of others, or is a weight of a network")
+    values = {k: v[0] for k, v in _elements(judged).items() if v.std() > 0}
     if not values:
         raise NotApplicable("no latent varies")
     step = max(1, math.ceil(len(values) / _MOST_PARAMETERS))
     values = dict(list(values.items())[::step])
 
-    def weights(log: NDArray[np.float64]) -> NDArray[np.float64]:
-        if np.ptp(log) < 1e-12:
-            return np.full(len(log), 1 / len(log))
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            smooth = np.exp(az.psislw(log.copy())[0])
-        return np.asarray(smooth / smooth.sum())
-
-    start = weights(base)
+    start = _smoothed(base)
     prior, data = density["prior"], density["likelihood"]
     sensitivity: dict[str, dict[str, float]] = {}
     for part, log in (("prior", prior), ("likelihood", data)):
-        scaled = {a: weights(base + (a - 1) * log) for a in (1 - _STEP, 1 + _STEP)}
+        scaled = {a: _smoothed(base + (a - 1) * log) for a in (1 - _STEP, 1 + _STEP)}
         sensitivity[part] = {
             name: float(
                 np.mean([cumulative_jensen_shannon(v, start, w) / abs(math.log2(a)) for a, w in scaled.items()])

@@ -31,7 +31,8 @@ def card(page: Mapping[str, Any], document: Mapping[str, Any]) -> str:
         f"# {escape(page['title'])}: model card",
         MARK,
         f"**Verdict: {verdict['word'].lower()}.** {escape(next(iter(verdict['reasons']), ''))}".strip(),
-        ", ".join(f"{what}: **{use}**" for what, use, _ in verdict["uses"]) + f". {escape(verdict['note'])}",
+        *(f"- {_answer(a)}" for a in verdict["answers"]),
+        escape(verdict["note"]),
         "## Model",
         _facts(page["fit"]),
     ]
@@ -67,6 +68,13 @@ def card(page: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     parts += ["## Versions", _table(("package", "version"), page["versions"])]
     parts.append(f"Written on {page['date']}. Figures and all numbers are in the report beside this file.")
     return "\n\n".join(parts) + "\n"
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """Return one answer as an item of a list."""
+    text = f"{escape(answer['question'])} **{answer['use']}**. {escape(answer['reason'])}"
+    command = answer["command"] or answer["python"]
+    return f"{text} Try: `{command.replace('`', '')}`" if command else text
 
 
 def escape(text: str) -> str:

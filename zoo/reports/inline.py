@@ -18,6 +18,7 @@ __all__ = ["diagnosis_html", "posterior_html", "report_html"]
 # White on these is readable, whether the notebook around them is light or dark.
 _COLOURS = {"pass": "#22683f", "warn": "#845200", "fail": "#a3211a", "not run": "#5b646f"}
 _COLOURS |= {"usable": "#22683f", "usable with care": "#845200", "do not use": "#a3211a"}
+_COLOURS |= {"not examined": "#5b646f", "not meant to be read": "#5b646f"}
 _CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0"
 
 
@@ -36,9 +37,11 @@ def diagnosis_html(diagnosis: Diagnosis, heading: str = "") -> str:
     reason = diagnosis.reasons[0] if diagnosis.reasons else ""
     parts = [_paragraph(heading)] if heading else []
     parts.append(f"<p style='margin:4px 0'>{_badge(diagnosis.verdict)} {html.escape(reason)}</p>")
-    parts.append(
-        _paragraph(f"Posterior of the parameters: {diagnosis.parameters}. Predictions: {diagnosis.predictions}.")
-    )
+    for answer in diagnosis.answers:
+        text = f"{html.escape(answer.question)} {_badge(answer.use)} {html.escape(answer.reason)}"
+        if answer.python:
+            text += f" Try: <code>{html.escape(answer.python)}</code>"
+        parts.append(f"<p style='margin:4px 0'>{text}</p>")
     if ran:
         head = "".join(f"<th scope='col' style='{_CELL}'>{name}</th>" for name in ("verdict", "check", "measured"))
         body = "".join(f"<tr>{_row(c)}</tr>" for c in ran)

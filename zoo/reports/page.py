@@ -26,7 +26,8 @@ __all__ = ["Table", "content", "render", "show"]
 
 _ROWS = 60  # most rows of a site shown one by one
 _MOST_VALUES = 12  # of a sequence in one cell of a table
-_LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
+LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
+LEVELS |= {"not examined": "skipped", "not meant to be read": "skipped"}
 # Check -> figures that show it, best first; the checks' own figures are named in `illustrate`.
 _SHOWN = {
     "optimiser_stationarity": ("loss",),
@@ -379,7 +380,6 @@ def content(
         "inference": [d for d in (*drawn.values(), *own.values()) if d.name not in placed],
     }
     numbers = {d.name: i for i, d in enumerate((d for group in figures.values() for d in group), 1)}
-    uses = {"Posterior of the parameters": diagnosis.parameters, "Predictions": diagnosis.predictions}
     method, info = posterior.method, dict(posterior.info)
     title = method.title if method else posterior.name
     command = default_command(posterior)
@@ -390,6 +390,7 @@ def content(
     hyper = _hyper_table(posterior)
     interest = interest_tables(summary)
     count = {level: sum(c["level"] == level for c in checks) for level in ("pass", "warn", "fail", "skipped")}
+    answered = [{**a.to_json(), "level": LEVELS[a.use]} for a in diagnosis.answers]
     words = {"pass": "passed", "warn": "warned", "fail": "failed", "skipped": "did not run"}
     tally = ", ".join(f"{n} {words[level]}" for level, n in count.items() if n)
     contents = [
@@ -418,10 +419,12 @@ def content(
         "skip": ("checks", "the checks"),
         "lede": _lede(posterior, sizes),
         "verdict": {
-            "level": _LEVELS[diagnosis.verdict],
+            "level": LEVELS[diagnosis.verdict],
             "word": diagnosis.verdict.capitalize(),
-            "uses": [(what, use, _LEVELS[use]) for what, use in uses.items()],
+            "uses": [(a["question"], a["use"], a["level"]) for a in answered],
+            "answers": answered,
             "reasons": list(diagnosis.reasons),
+            "more": [r for r in diagnosis.reasons if not any(r in a["reason"] for a in answered)],
             "note": f"Of {len(checks)} checks {tally}." if checks else "No check was made.",
         },
         "contents": [(id_, name) for id_, name in contents if not absent.get(id_)],
@@ -613,5 +616,5 @@ def _grouped(
             elif options:
                 c["figure"] = options[0].name
         if mine:
-            groups.append({"title": title, "use": use, "level": _LEVELS[use] if use else "", "checks": mine})
+            groups.append({"title": title, "use": use, "level": LEVELS[use] if use else "", "checks": mine})
     return groups
