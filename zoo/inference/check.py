@@ -15,6 +15,7 @@ from zoo.errors import PairError
 from zoo.inference.objectives import losses_of
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.svi import Trainer, _check_sites
+from zoo.inference.validation import check_trace, one_line
 from zoo.types import Batch, Elbo, Objective, Pair, Recipe
 
 __all__ = ["Step", "check"]
@@ -66,8 +67,7 @@ def check(
         try:
             found.append(Step(name, True, action()))
         except Exception as error:
-            text = str(error).strip().splitlines() or [""]
-            found.append(Step(name, False, f"{type(error).__name__}: {text[0]}"))
+            found.append(Step(name, False, f"{type(error).__name__}: {one_line(error)}"))
         return found[-1].ok
 
     traces: dict[str, Any] = {}
@@ -75,6 +75,7 @@ def check(
     def run_model() -> str:
         with pyro_world(dtype=dtype, validate=True), stream(seeded(0)), pyro.get_param_store().scope():
             traces["model"] = poutine.trace(model).get_trace(batch)
+            check_trace(traces["model"])
             traces["model"].compute_log_prob()
         kinds = {n: s for n, s in traces["model"].nodes.items() if s["type"] == "sample"}
         seen = [n for n, s in kinds.items() if s["is_observed"] and not s["infer"].get("_deterministic")]

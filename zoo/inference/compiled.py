@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -27,6 +28,7 @@ from zoo.inference.program import (
     pyro_world,
     written_buffers,
 )
+from zoo.inference.validation import check_trace
 from zoo.types import Elbo
 
 __all__ = ["CompiledSVI", "compile_svi"]
@@ -147,9 +149,23 @@ class CompiledSVI:
         """Why the latest program runs eagerly; empty if it is compiled."""
         return next(reversed(self._programs.values())).program.reason if self._programs else ""
 
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise if the model observes what it cannot have produced; what else is wrong, the loss will say itself."""
+        if not is_validation_enabled():
+            return
+        try:
+            with torch.no_grad():
+                drawn = poutine.trace(self.guide).get_trace(*args, **kwargs)
+                found = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
+        except Exception:
+            return
+        check_trace(found)
+
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Traced:
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
+        self._check(args, kwargs)
+        torch.set_rng_state(rng)
         modules = tuple(_modules((self.model, self.guide)))
         before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
         with poutine.trace(param_only=True) as capture:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
@@ -28,8 +29,9 @@ from torch.distributions import biject_to
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
-from zoo.errors import EngineError, NonFiniteError, PairError
+from zoo.errors import EngineError, NonFiniteError, PairError, ZooError
 from zoo.inference.program import LastSite, Layout, discover, pyro_world, seeded, stream
+from zoo.inference.validation import check_rows, one_line, pair_error
 from zoo.types import Batch
 
 __all__ = ["Potential", "fold_constants"]
@@ -56,8 +58,9 @@ class Potential:
         nodes: Operations of the graph.
 
     Raises:
-        PairError: If the model has no continuous latent, a discrete latent that cannot be enumerated, a mini-batch in
-            place of the whole data, or draws random numbers outside its sample sites.
+        PairError: If the model does not run, observes what it cannot have produced, has no continuous latent, a
+            discrete latent that cannot be enumerated, a mini-batch in place of the whole data, or draws random numbers
+            outside its sample sites.
 
     References:
         Stan Development Team, Stan Reference Manual, section "Constraint Transforms" (change of variables).
@@ -76,7 +79,12 @@ class Potential:
         self._random = seeded(seed)
         self._usual = torch.get_default_dtype()
         with self._world():
-            self._read(model, batch)
+            try:
+                self._read(model, batch)
+            except ZooError:
+                raise
+            except Exception as error:  # of the user's code
+                raise pair_error(error, self._batch) from error
             self._trace()
 
     # ------------------------------------------------------------------------------------------ the model
@@ -104,6 +112,8 @@ class Potential:
         """
         self._layout = self._discover(model, original)
         self._values = [self._layout.values[n] for n in self._layout.names]
+        with pyro.validation_enabled(True), self._bound(), torch.no_grad():
+            check_rows(lambda batch: poutine.trace(model).get_trace(batch), self._batch)
         with self._bound():
             plain = poutine.trace(model).get_trace(self._batch)
             latents = {n: s for n, s in plain.iter_stochastic_nodes() if not isinstance(s["fn"], _Subsample)}
@@ -290,14 +300,14 @@ class Potential:
             point = generator.uniform(-2.0, 2.0, self.size)
             try:
                 value, gradient = self.value_and_gradient(torch.from_numpy(point))
-            except (RuntimeError, ValueError) as error:  # e.g. a matrix that is not positive definite
+            except Exception as error:  # e.g. a matrix that is not positive definite
                 problem = error
                 continue
             problem = None
             if bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all()):
                 return point
         if problem is not None:
-            text = f"chain {chain}: the model raised at all of {_TRIES} starting points; last: {problem}"
+            text = f"chain {chain}: the model raised at all of {_TRIES} starting points; last: {one_line(problem)}"
             raise EngineError(text) from problem
         raise NonFiniteError(
             f"chain {chain}: no starting point with a finite log density in {_TRIES} draws from uniform(-2, 2) on the "

@@ -266,7 +266,7 @@ def fit(
                 _descend(
                     pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
                     compile=compile, early_stopping=early_stopping, skip=skip_nonfinite, checkpoint=keep,
-                    resume=resume, init=init, ranks=ranks,
+                    resume=resume, init=init, ranks=ranks, validate=at == seed,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -295,6 +295,7 @@ def _descend(
     resume: bool,
     init: Mapping[str, Tensor] | None,
     ranks: Ranks | None,
+    validate: bool,
     label: str,
 ) -> Posterior:
     """Run SVI to the end and wrap the result."""
@@ -314,6 +315,7 @@ def _descend(
             init=init,
             skip=skip,
             ranks=ranks,
+            validate=validate,
         )
         if pair.finish is not None:
             pair.finish.check()

@@ -22,11 +22,12 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
-from zoo.errors import DataError, NonFiniteError, PairError
+from zoo.errors import DataError, NonFiniteError, PairError, ZooError
 from zoo.inference.distributed import Ranks, check_pair
 from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
 from zoo.inference.state import Order, State
+from zoo.inference.validation import check_rows, check_trace, pair_error
 from zoo.types import Batch, Elbo, Pair, Recipe
 
 __all__ = ["Trainer", "schedule_table"]
@@ -104,6 +105,7 @@ class Trainer:
         init: Constrained initial values of parameters by name; the others start as the pair says.
         skip: Whether an update whose loss or gradient is not finite is left out, in place of stopping the fit.
         ranks: The processes that share every batch; ``None`` is one alone.
+        validate: Whether to check all rows, beside those of the first batch, before anything is compiled.
 
     Raises:
         DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint,
@@ -126,6 +128,7 @@ class Trainer:
         init: Mapping[str, Tensor] | None = None,
         skip: bool = False,
         ranks: Ranks | None = None,
+        validate: bool = False,
     ) -> None:
         self.skip, self.ranks, self.seed = skip, ranks, seed
         if pair.guide is None:
@@ -167,6 +170,8 @@ class Trainer:
             rng=rng,
             order=None if self.rows is None else Order.fresh(self.rows, int(recipe.batch_size or 0), seed),
         )
+        if validate:
+            self.check_rows()
         if ranks is None:
             self.program = Program(self._step, "compile=False")
         else:
@@ -279,6 +284,7 @@ class Trainer:
             guide_trace = poutine.trace(guide).get_trace(batch)
             model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
             _check_sites(model_trace, guide_trace)
+            check_trace(model_trace)
             if self.ranks is not None:
                 self._check_scale(model_trace)
             for function in self.functions:
@@ -289,19 +295,30 @@ class Trainer:
 
         try:
             return discover(run, (self.pair.model, guide, *self.functions), dtype=self.dtype, device=self.device)
-        except (
-            NotImplementedError,
-            ValueError,
-            RuntimeError,
-            IndexError,
-            KeyError,
-            TypeError,
-            AssertionError,
-        ) as error:
-            if isinstance(error, PairError):
-                raise
-            line = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
-            raise PairError(f"the pair does not run on this batch: {type(error).__name__}: {line}") from error
+        except ZooError:
+            raise
+        except Exception as error:  # of the user's code
+            raise pair_error(error, batch) from error
+
+    def check_rows(self) -> None:
+        """Check the rows that the first mini-batch does not hold: shapes, arguments and supports.
+
+        Raises:
+            PairError: If the pair fails on some of them, or observes what it cannot have produced.
+        """
+        if self.rows is None:  # the first batch holds all of them
+            return
+        guide: Any = self.pair.guide
+        whole = frozenset(self.data) - frozenset(self.row_keys)
+
+        def trace(batch: Mapping[str, Tensor]) -> Any:
+            drawn = poutine.trace(guide).get_trace(batch)
+            return poutine.trace(poutine.replay(self.pair.model, trace=drawn)).get_trace(batch)
+
+        with self._world(validate=True), stream(seeded(self.seed, self.device)), torch.no_grad():
+            buffers = [b.clone() for b in self.state.buffers]
+            with self.layout.bind(self._leaves(self.state.theta), buffers):
+                check_rows(trace, self.data, whole=whole, batch_size=self.part.stop - self.part.start)
 
     def _check_scale(self, model_trace: Any) -> None:
         """Raise unless something observed is scaled from this rank's rows to all: the parts would not add up."""
