@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from zoo import registry, tasks
 from zoo.claims import fingerprint, machine, versions
 from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
 from zoo.reports.files import dumps, write_texts
+from zoo.reports.parts import Parts
 from zoo.tasks.classification import auroc, probabilities
 from zoo.types import Batch, Dataset, Method
 
@@ -470,52 +472,95 @@ def _reliability(probs: Tensor, y: Tensor) -> dict[str, list[float | None]]:
 
 
 def _draw(board: Leaderboard, out: Path) -> None:
-    """Write the front of accuracy and compression, the rotation curve and the reliability diagrams."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Write the front of accuracy and compression, the rotation curve and the reliability diagrams.
+
+    A figure that cannot be drawn is left out with a warning: what was measured is in the tables.
+    """
+    from zoo.reports.figures import holds_data
+
+    parts = Parts()
+
+    def make(name: str, draw: Callable[[], Any]) -> None:
+        def save() -> None:
+            figure = draw()
+            if not all(holds_data(axes) for axes in figure.axes):
+                raise DataError("no finite value to show")
+            figure.savefig(out / f"networks_{name}.png", dpi=120)
+
+        parts.make(f"figure 'networks_{name}'", save, None)
 
     turned = [c for c in board.cells if "rotation" in c.curves]
     if turned:
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, key, label in zip(
-            figure.subplots(1, 2), ("error", "entropy"), ("error", "mean entropy (nats)"), strict=True
-        ):
-            for name in dict.fromkeys(c.method for c in turned):
-                runs = np.array([c.curves["rotation"][key] for c in turned if c.method == name])
-                angles = turned[0].curves["rotation"]["angles"]
-                axes.errorbar(angles, runs.mean(0), runs.std(0), marker="o", markersize=3, capsize=2, label=name)
-            axes.set(xlabel="angle (degrees)", ylabel=label)
-        _legend(figure)
-        figure.savefig(out / "networks_rotation.png", dpi=120)
+        make("rotation", lambda: _rotation(turned))
     small = [d for d in DATA if any(c.data == d and {"pruning", "error"} <= set(c.scores) for c in board.cells)]
     if small:
-        figure = Figure(figsize=(3.4 * len(small) + 2, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        names = list(dict.fromkeys(c.method for c in board.cells if c.data in small))
-        for axes, data in zip(figure.subplots(1, len(small), squeeze=False)[0], small, strict=True):
-            _front(axes, [c for c in board.cells if c.data == data], names)
-            axes.set(xlabel="compression (times)", ylabel="error (%)", title=data)
-        _legend(figure)
-        figure.savefig(out / "networks_front.png", dpi=120)
+        make("front", lambda: _fronts(board, small))
     for data in dict.fromkeys(c.data for c in board.cells if "reliability" in c.curves):
-        figure = Figure(figsize=(4, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-        for name in dict.fromkeys(c.method for c in board.cells if c.data == data):
-            bins = [c.curves["reliability"] for c in board.cells if (c.method, c.data) == (name, data)]
-            confidence, accuracy, share = (
-                np.array([[np.nan if v is None else v for v in r[key]] for r in bins])
-                for key in ("confidence", "accuracy", "share")
-            )
-            weight = share.sum(0)
-            used = weight > 0
-            mean_confidence = np.nansum(confidence * share, 0)[used] / weight[used]
-            axes.plot(mean_confidence, np.nansum(accuracy * share, 0)[used] / weight[used], marker="o", label=name)
+        make(f"reliability_{data}", partial(_diagram, board, data))
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _drawable(values: Any) -> Any:
+    """Return an array of floats with NaN, which draws nothing, in the place of what is absent or infinite."""
+    found = np.array(values, dtype=np.float64)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def _rotation(turned: Sequence[Cell]) -> Any:
+    figure = _figure(11, 3.4)
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("error", "entropy"), ("error", "mean entropy (nats)"), strict=True
+    ):
+        for name in dict.fromkeys(c.method for c in turned):
+            runs = _drawable([c.curves["rotation"][key] for c in turned if c.method == name])
+            angles = turned[0].curves["rotation"]["angles"]
+            axes.errorbar(angles, runs.mean(0), runs.std(0), marker="o", markersize=3, capsize=2, label=name)
+        axes.set(xlabel="angle (degrees)", ylabel=label)
+    _legend(figure)
+    return figure
+
+
+def _fronts(board: Leaderboard, small: Sequence[str]) -> Any:
+    figure = _figure(3.4 * len(small) + 2, 3.4)
+    names = list(dict.fromkeys(c.method for c in board.cells if c.data in small))
+    for axes, data in zip(figure.subplots(1, len(small), squeeze=False)[0], small, strict=True):
+        _front(axes, [c for c in board.cells if c.data == data], names)
+        axes.set(xlabel="compression (times)", ylabel="error (%)", title=data)
+    _legend(figure)
+    return figure
+
+
+def _diagram(board: Leaderboard, data: str) -> Any:
+    from zoo.reports.figures import holds_data
+
+    figure = _figure(4, 3.6)
+    axes = figure.subplots()
+    for name in dict.fromkeys(c.method for c in board.cells if c.data == data):
+        bins = [
+            c.curves["reliability"]
+            for c in board.cells
+            if (c.method, c.data) == (name, data) and "reliability" in c.curves
+        ]
+        if not bins:
+            continue
+        confidence, accuracy, share = (_drawable([r[key] for r in bins]) for key in ("confidence", "accuracy", "share"))
+        weight = np.nansum(share, 0)
+        used = weight > 0
+        mean_confidence = np.nansum(confidence * share, 0)[used] / weight[used]
+        axes.plot(mean_confidence, np.nansum(accuracy * share, 0)[used] / weight[used], marker="o", label=name)
+    if holds_data(axes):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1, zorder=1)
         axes.set(xlabel="confidence", ylabel="accuracy", title=data, xlim=(0, 1), ylim=(0, 1))
         axes.legend(fontsize=8)
-        figure.savefig(out / f"networks_reliability_{data}.png", dpi=120)
+    return figure
 
 
 def _legend(figure: Any) -> None:
@@ -537,11 +582,11 @@ def _front(axes: Any, cells: Sequence[Cell], names: Sequence[str]) -> None:
         runs = [c for c in cells if c.method == name]
         if not runs:
             continue
-        error = np.array([100 * c.scores["error"] for c in runs])
+        error = _drawable([100 * c.scores["error"] for c in runs])
         for key, fill in (("pruning", f"C{i}"), ("precision", "none")):
             if key == "precision" and key not in runs[0].scores:
                 continue
-            factor = np.log([c.scores.get(key, 1.0) for c in runs])
+            factor = np.log(_drawable([c.scores.get(key, 1.0) for c in runs]))
             middle = np.exp(factor.mean())
             sides = [[middle - np.exp(factor.min())], [np.exp(factor.max()) - middle]]
             axes.errorbar(

@@ -21,6 +21,7 @@ from zoo.diagnostics import CHECKS, Check, Diagnosis, diagnose
 from zoo.diagnostics.meaning import MEANING
 from zoo.errors import DataError
 from zoo.reports import illustrate, page
+from zoo.reports.parts import Parts
 from zoo.types import Dataset
 
 
@@ -295,7 +296,7 @@ def test_predictive_figure_is_in_the_units_of_the_user() -> None:
     found = check(
         "predictive_check", figure="ppc", data={"observed": y, "replicated": y[None], "discrete": np.array(False)}
     )
-    drawing = illustrate.checks(posterior, diagnosis(found))["predictive_check"]  # type: ignore[arg-type]
+    drawing = illustrate.checks(posterior, diagnosis(found), Parts())["predictive_check"]  # type: ignore[arg-type]
     assert "progression" in drawing.caption
     ticks = [float(t) for t in re.findall(r">(\d+)</text>", drawing.svg)]
     assert max(ticks) >= 200, "progression goes up to 346, not to two standard deviations"

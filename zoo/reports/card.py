@@ -59,6 +59,7 @@ def card(page: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     limits += [about["avoid_when"]] if about["avoid_when"] else []
     limits += [f"Not checked: {c['title']} {c['explanation']}" for c in page["skipped"]]
     limits += page["posterior"]["notes"]
+    limits += [f"Missing here: {part} ({reason})." for part, reason in page["missing"]]
     limits.append("The checks speak of these data only; for data from elsewhere nothing was measured.")
     parts += ["## Limits", "\n".join(f"- {escape(text)}" for text in limits)]
     parts.append("## Citation")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zoo.reports import figures
 from zoo.reports.page import Table, show
+from zoo.reports.parts import Parts
 
 if TYPE_CHECKING:
     from zoo.diagnostics.compare import Comparison, Estimate, Fit
@@ -57,7 +59,8 @@ def content(comparison: Comparison) -> tuple[dict[str, Any], dict[str, Any]]:
 
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     found = tables(comparison)
-    drawings = _figures(comparison)
+    parts = Parts()
+    drawings = _figures(comparison, parts)
     names = [fit.label for fit in comparison.fits]
     held = f", {comparison.held_out:,} {comparison.split} rows" if comparison.split else ""
     level = "pass" if comparison.better == "clear" and not comparison.cautions else "warn"
@@ -87,10 +90,12 @@ def content(comparison: Comparison) -> tuple[dict[str, Any], dict[str, Any]]:
         "sources": _SOURCES,
         "version": __version__,
         "date": date,
+        "missing": list(parts.missing.items()),
     }  # fmt: skip
     document = {
         "format": "pyro-zoo comparison 1",
         **comparison.to_json(),
+        "missing": parts.to_json(),
         "versions": {"pyro-zoo": __version__},
         "date": date,
     }
@@ -181,10 +186,10 @@ def _with_error(found: Estimate | None) -> str:
     return f"{found.value:,.{places}f} ± {found.se:,.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _figures(comparison: Comparison) -> list[figures.Drawing]:
+def _figures(comparison: Comparison, parts: Parts) -> list[figures.Drawing]:
     """Draw the differences to the first fit, with two standard errors."""
     rest = comparison.fits[1:]
-    found = []
+    found: list[figures.Drawing | None] = []
     shown: dict[str, Mapping[str, Estimate]] = {
         fit.label: {"leave-one-out density": fit.difference} if fit.difference is not None else {} for fit in rest
     }
@@ -198,14 +203,14 @@ def _figures(comparison: Comparison) -> list[figures.Drawing]:
         }
         if mine:
             words = name.replace("_", " ")
-            found.append(
-                figures.differences(
-                    list(mine),
-                    [e.value for e in mine.values()],
-                    [e.se for e in mine.values()],
-                    name=f"difference-{name.replace(' ', '-').replace('_', '-')}",
-                    what=words,
-                    first=comparison.fits[0].label,
-                )
+            draw = partial(
+                figures.differences,
+                list(mine),
+                [e.value for e in mine.values()],
+                [e.se for e in mine.values()],
+                name=f"difference-{words.replace(' ', '-')}",
+                what=words,
+                first=comparison.fits[0].label,
             )
-    return found
+            found.append(parts.make(f"figure of the difference of {words}", draw, None))
+    return [drawing for drawing in found if drawing is not None]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ __all__ = [
     "differences",
     "forest",
     "funnel",
+    "holds_data",
     "intervals",
     "khat_repeats",
     "loss_curve",
@@ -66,6 +69,8 @@ _VARIABLES = {
 _FROM = {"fit": "fitted model", "prior": "prior"}
 _WHAT = {"fit": "Posterior", "prior": "Prior"}
 _WIDTH = 4.7  # inches: one column of the page, and one phone
+_LARGEST = 1e100  # beyond it a value counts as infinite: margins and squares of the axes would overflow
+_NOTHING = "no finite value to show"
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
@@ -127,16 +132,76 @@ def _draw(
     height: float = 2.9,
     sharex: bool = False,
     wide: bool = False,
+    hidden: int = 0,
+    what: str = "value",
+    empty: bool = False,
 ) -> Drawing:
+    """Paint a figure and take it into the page.
+
+    Args:
+        name: Identifier on the page.
+        paint: Draws on the axes.
+        caption: Sentences under the figure.
+        alt: What it shows, for those who cannot see it.
+        rows: Rows of axes, one below the other.
+        shape: Rows and columns of axes, in place of ``rows``.
+        height: In inches.
+        sharex: Whether the axes share the horizontal one.
+        wide: Whether it takes the whole width of the page.
+        hidden: How many values are not shown, as they are not finite; the caption says so.
+        what: What one of them is called.
+        empty: Whether nothing finite is left, so that ``paint`` is not asked.
+
+    Returns:
+        The drawing. Axes in which nothing was drawn say so.
+    """
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(_WIDTH * (2 if wide else 1), height), layout="constrained")
-        axes = figure.subplots(*(shape or (rows, 1)), sharex=sharex, squeeze=False)
-        paint(axes if shape else axes[:, 0] if rows > 1 else axes[0, 0])
+        figure = Figure(figsize=(_WIDTH * (2 if wide else 1), 1.2 if empty else height), layout="constrained")
+        axes = figure.subplots(*(shape or (1 if empty else rows, 1)), sharex=sharex, squeeze=False)
+        if not empty:
+            paint(axes if shape else axes[:, 0] if rows > 1 else axes[0, 0])
+        blank = [ax for ax in axes.ravel() if not holds_data(ax)]
+        for ax in blank:
+            _say_nothing(ax)
         buffer = io.StringIO()
-        FigureCanvasSVG(figure).print_figure(
-            buffer, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None, "Creator": None}
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "constrained_layout not applied")  # a long label; the figure still shows
+            FigureCanvasSVG(figure).print_figure(
+                buffer, format="svg", facecolor="none", edgecolor="none", metadata={"Date": None, "Creator": None}
+            )
+    if hidden:
+        caption += f" Not shown: {hidden:,} {what}{'s' if hidden > 1 else ''} that {'are' if hidden > 1 else 'is'} not"
+        caption += " finite."
+    if blank:
+        caption += f" {'Nothing could be shown' if len(blank) == axes.size else 'Part of it is blank'}: {_NOTHING}."
     return Drawing(name, _themed(buffer.getvalue(), name, alt), caption, wide)
+
+
+def holds_data(ax: Axes) -> bool:
+    """Say whether axes show any finite datum, picture or words; axes that were switched off need not.
+
+    Args:
+        ax: The axes, painted.
+
+    Returns:
+        Whether they do.
+    """
+    if ax.texts or not ax.axison:
+        return True
+    if ax.images:
+        return any(
+            np.isfinite(np.ma.filled(np.ma.asarray(i.get_array(), dtype=float), np.nan)).any() for i in ax.images
+        )
+    return bool(np.isfinite(ax.dataLim.get_points()).all())
+
+
+def _say_nothing(ax: Axes, words: str = _NOTHING) -> None:
+    """Put a sentence in the place of what cannot be drawn."""
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=MUTED)
 
 
 def own(figure: Description) -> Drawing:
@@ -166,7 +231,8 @@ def _themed(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', lambda m: f"{m[0]}{name}-", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{_VARIABLES[m[0]]})" if m[0] in _VARIABLES else m[0], svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is more than a screen shows
+    # A hundredth of a point is more than a screen shows; what stands between tags are words and numbers to be read.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"([1-9]\d*\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     head = re.match(r"<svg[^>]*>", svg)
     assert head is not None
@@ -184,12 +250,27 @@ def _attribute(text: str) -> str:
 
 
 def _array(values: ArrayLike) -> Array:
-    return np.asarray(values, dtype=np.float64)
+    """Return an array in which all that is too large to be drawn is infinite."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.abs(array) > _LARGEST, np.copysign(np.inf, array), array)
 
 
 def _finite(values: ArrayLike) -> Array:
     array = _array(values)
     return array[np.isfinite(array)]
+
+
+def _together(*values: ArrayLike) -> tuple[NDArray[np.bool_], list[Array]]:
+    """Return at which positions of vectors of one length all are finite, and the vectors there."""
+    arrays = [_array(v).ravel() for v in values]
+    keep = np.logical_and.reduce([np.isfinite(a) for a in arrays])
+    return keep, [a[keep] for a in arrays]
+
+
+def _edges(low: float, high: float, bins: int, margin: float = 0.0) -> Array:
+    """Return edges of bins of a width that is not lost beside the values themselves."""
+    wide = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-9)
+    return np.linspace(low - margin * wide, max(high, low + wide) + margin * wide, bins + 1)
 
 
 def _number(value: float) -> str:
@@ -212,7 +293,7 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
     Returns:
         The drawing.
     """
-    values = _array(losses)
+    values = _array(losses).ravel()
     steps = np.arange(1, values.size + 1)
     edges = np.unique(np.linspace(0, values.size, min(values.size, 300) + 1).astype(int))
     groups = [(steps[a:b].mean(), _finite(values[a:b])) for a, b in itertools.pairwise(edges)]
@@ -260,59 +341,78 @@ def loss_curve(losses: ArrayLike, *, name: str = "loss", label: str = "negative 
     scale = " The vertical scale is linear near the final loss and logarithmic above it." if stretched else ""
     if outside:
         scale += f" {outside:,} step{'s' if outside > 1 else ''} with a larger loss lie above the figure."
-    end = _number(bottom)
+    end = _number(bottom) if tail.size else "not finite"
     return _draw(
         name,
         paint,
         caption=f"Loss per optimiser step ({label}); lower is better. Median of the last fifth: {end}.{scale}",
         alt=f"Loss curve over {values.size} steps; median of the last fifth {end}.",
+        hidden=int((~np.isfinite(values)).sum()),
+        what="loss",
+        empty=not mid.size,
     )
 
 
-def khat_repeats(values: ArrayLike, *, good: float = 0.5, limit: float = 0.7) -> Drawing:
+def khat_repeats(values: ArrayLike, *, pooled: float | None = None, good: float = 0.5, limit: float = 0.7) -> Drawing:
     """Draw Pareto k-hat of the guide over independent repeats.
 
     Args:
-        values: One k-hat per repeat, ``(repeats,)``.
-        good: Below it importance sampling from the guide is efficient.
+        values: One k-hat per repeat, ``(repeats,)``; an infinite one is drawn at the right edge.
+        pooled: The k-hat of the draws of all repeats together.
+        good: Below it importance sampling from the guide is efficient; at most ``limit``.
         limit: Above it the guide is too far from the posterior.
 
     Returns:
         The drawing.
     """
-    k = np.sort(_finite(values))
-    infinite = np.size(values) - k.size
+    k = np.sort(_array(values).ravel())
+    k = k[~np.isnan(k)]
+    finite = _finite([*k, *([] if pooled is None else [pooled])])
+    infinite = int(np.isposinf(k).sum())
+    good = min(good, limit)  # few draws allow less than one half
+    left = min(0.0, float(finite.min(initial=0.0))) - 0.1
+    right = max(float(finite.max(initial=1.0)), 1.0) * 1.08
+    median = float(np.median(k)) if k.size else math.nan
 
     def paint(ax: Axes) -> None:
-        ax.axvspan(min(0.0, float(k.min(initial=0.0))) - 0.1, good, color=GREEN, alpha=0.08, linewidth=0)
-        right = max(float(k.max(initial=1.0)), 1.0) * 1.08
+        ax.axvspan(left, good, color=GREEN, alpha=0.08, linewidth=0)
         ax.axvspan(limit, right, color=RED, alpha=0.08, linewidth=0)
         for at, colour in ((good, GREEN), (limit, RED)):
             ax.axvline(at, color=colour, linewidth=1, linestyle=(0, (4, 3)))
-        ax.scatter(k, np.arange(1, k.size + 1), s=26, color=BLUE, zorder=3)
-        ax.axvline(float(k.mean()), color=INK, linewidth=1)
-        ax.annotate(
-            "mean",
-            (float(k.mean()), 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -9),
-            textcoords="offset points",
-        )
-        ax.set_xlim(min(0.0, float(k.min(initial=0.0))) - 0.1, right)
+        at = np.arange(1, k.size + 1)
+        over = np.isposinf(k)
+        ax.scatter(k[~over], at[~over], s=26, color=BLUE, zorder=3, label="repeat")
+        ax.scatter(np.full(infinite, right), at[over], s=34, marker=">", color=RED, zorder=3, clip_on=False)
+        if math.isfinite(median):
+            ax.axvline(median, color=INK, linewidth=1, label="median")
+        if pooled is not None and math.isfinite(pooled):
+            ax.scatter([pooled], [k.size + 0.9], s=34, marker="D", color=ORANGE, zorder=3, label="all draws together")
+        ax.set_xlim(left, right)
         ax.set_ylim(0.2, k.size + 1.6)
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_xlabel("Pareto k-hat")
         ax.set_ylabel("repeat (sorted)")
+        _legend_below(ax)
 
+    lowest, highest = (f"{k[0]:.2f}", f"{k[-1]:.2f}") if k.size else ("–", "–")
+    bounds = f"Up to {good:.2g}: close to the posterior; above" if good < limit else "Above"
     return _draw(
         "khat",
         paint,
-        height=2.5,
-        caption=f"Pareto k-hat over {k.size} repeats with fresh draws. Up to {good:g}: close to the posterior; "
-        f"above {limit:.2g}: too far from it for its spreads and tails to be trusted."
-        + (f" Not shown: {infinite} without a finite value." if infinite else ""),
-        alt=f"Pareto k-hat over {k.size} repeats: {k.min():.2f} to {k.max():.2f}; limit {limit:.2g}.",
+        height=2.8,
+        caption=f"Pareto k-hat over {k.size} repeats with fresh draws. {bounds} {limit:.2f}: too far from the "
+        "posterior for standard deviations and tails of the guide to be trusted."
+        + (f" {infinite} infinite, at the right edge." if infinite else ""),
+        alt=f"Pareto k-hat over {k.size} repeats: {lowest} to {highest}; limit {limit:.2f}.",
+        hidden=int(np.isnan(_array(values)).sum()),
+        what="k-hat",
+        empty=not k.size,
     )
+
+
+def _legend_below(ax: Axes) -> None:
+    """Put the legend below the axes, where it hides no point."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=3, handletextpad=0.3, borderaxespad=0)
 
 
 # -------------------------------------------------------------------------------------------------------- chains
@@ -330,11 +430,13 @@ def traces(chains: Mapping[str, ArrayLike], *, thin: int = 300) -> Drawing:
 
     def paint(axes: Any) -> None:
         for ax, (label, values) in zip(np.atleast_1d(axes), items, strict=True):
+            ax.set_title(label)
+            if not np.isfinite(values).any():
+                continue
             stride = max(values.shape[1] // thin, 1)
-            for i, chain in enumerate(values):
+            for i, chain in enumerate(np.where(np.isfinite(values), values, np.nan)):
                 at = np.arange(0, chain.size, stride)
                 ax.plot(at, chain[::stride], color=CHAINS[i % len(CHAINS)], linewidth=0.6, alpha=0.85)
-            ax.set_title(label)
             ax.yaxis.set_major_locator(MaxNLocator(3))
             _plain(ax.yaxis)
             ax.set_xlim(0, values.shape[1])
@@ -349,6 +451,9 @@ def traces(chains: Mapping[str, ArrayLike], *, thin: int = 300) -> Drawing:
         sharex=True,
         caption="Draws in order, one colour per chain. Chains that mix well look alike and wander nowhere.",
         alt=f"Trace plots of {names}.",
+        hidden=sum(int((~np.isfinite(values)).sum()) for _, values in items),
+        what="draw",
+        empty=not items,
     )
 
 
@@ -369,7 +474,15 @@ def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
 
     def paint(axes: Any) -> None:
         for ax, (label, values) in zip(np.atleast_1d(axes), items, strict=True):
-            order = values.ravel().argsort(kind="stable").argsort(kind="stable").reshape(values.shape)
+            ax.set_title(label)
+            if not np.isfinite(values).any():
+                continue
+            if np.isnan(values).any() or (values == values.flat[0]).all():
+                _say_nothing(ax, "undefined draws have no rank" if np.isnan(values).any() else "all draws are equal")
+                continue
+            # Equal draws are ranked at random: in their order the first chain would always come first.
+            ties = np.random.default_rng(0).random(values.size)
+            order = np.lexsort((ties, values.ravel())).argsort(kind="stable").reshape(values.shape)
             expected = values.shape[1] / bins
             edges = np.linspace(0, values.size, bins + 1)
             for i, chain in enumerate(order):
@@ -378,7 +491,6 @@ def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
             band = 2 * np.sqrt((1 - 1 / bins) / expected)
             ax.axhspan(1 - band, 1 + band, color=GREY, alpha=0.15, linewidth=0)
             ax.axhline(1, color=MUTED, linewidth=0.8)
-            ax.set_title(label)
             ax.set_ylim(0, max(2.0, ax.get_ylim()[1]))
             ax.yaxis.set_major_locator(MaxNLocator(3))
             ax.set_xlim(0, 1)
@@ -394,6 +506,9 @@ def ranks(chains: Mapping[str, ArrayLike], *, bins: int = 20) -> Drawing:
         caption="Where each chain's draws rank among all draws, relative to a uniform spread. Chains that agree stay "
         "near 1; the grey band holds two standard errors of independent draws.",
         alt=f"Rank plots of {names}.",
+        hidden=sum(int(np.isnan(values).sum()) for _, values in items),
+        what="draw",
+        empty=not items,
     )
 
 
@@ -411,7 +526,9 @@ def pairs(x: ArrayLike, y: ArrayLike, diverging: ArrayLike, *, xlabel: str, ylab
     Returns:
         The drawing.
     """
-    xs, ys, bad = _array(x).ravel(), _array(y).ravel(), np.asarray(diverging, dtype=bool).ravel()
+    keep, (xs, ys) = _together(x, y)
+    bad = np.asarray(diverging, dtype=bool).ravel()
+    count, bad = int(bad.sum()), bad[keep]
     fine = np.flatnonzero(~bad)
     fine = fine[:: max(fine.size // most, 1)]
 
@@ -429,10 +546,13 @@ def pairs(x: ArrayLike, y: ArrayLike, diverging: ArrayLike, *, xlabel: str, ylab
         "pairs",
         paint,
         height=3.3,
-        caption=f"{ylabel} against {xlabel}, with {int(bad.sum())} divergent draws in red. Divergences that "
+        caption=f"{ylabel} against {xlabel}, with {count} divergent draws in red. Divergences that "
         "gather in a narrow neck mean that the sampler cannot enter it: the neck is under-represented, and whatever "
         "depends on it is biased.",
-        alt=f"Scatter of {ylabel} against {xlabel} with {int(bad.sum())} divergences.",
+        alt=f"Scatter of {ylabel} against {xlabel} with {count} divergences.",
+        hidden=int((~keep).sum()),
+        what="draw",
+        empty=not xs.size,
     )
 
 
@@ -456,12 +576,13 @@ def forest(
     """
     m, a, b = _array(mid), _array(low), _array(high)
     at = np.arange(m.size)[::-1]
-    clear = (a > 0) | (b < 0)
+    known, (_, lows, highs) = _together(m, a, b)
+    clear = ((a > 0) | (b < 0)) & known
 
     def paint(ax: Axes) -> None:
-        if (a.min() < 0) and (b.max() > 0):
+        if (lows.min() < 0) and (highs.max() > 0):
             ax.axvline(0, color=MUTED, linewidth=0.8)
-        for chosen, colour in ((clear, BLUE), (~clear, GREY)):
+        for chosen, colour in ((clear, BLUE), (known & ~clear, GREY)):
             ax.hlines(at[chosen], a[chosen], b[chosen], color=colour, linewidth=2)
             ax.scatter(m[chosen], at[chosen], s=24, color=colour, zorder=3)
         ax.set_yticks(at, labels)
@@ -477,8 +598,11 @@ def forest(
         paint,
         height=max(0.75 + 0.22 * m.size, 1.6),
         caption=f"{title}: posterior means and 90% intervals"
-        + ("." if clear.all() else "; grey where the interval holds zero."),
+        + ("." if clear[known].all() else "; grey where the interval holds zero."),
         alt=f"Forest plot of {title}, {m.size} rows.",
+        hidden=int((~known).sum()),
+        what="interval",
+        empty=not known.any(),
     )
 
 
@@ -500,12 +624,15 @@ def differences(
     """
     v, e = _array(values), _array(errors)
     at = np.arange(v.size)[::-1]
-    clear = np.abs(v) > 2 * e
+    known, _ = _together(v, e)
+    clear = np.zeros(v.size, dtype=bool)
+    clear[known] = np.abs(v[known]) > 2 * e[known]
 
     def paint(ax: Axes) -> None:
         ax.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for chosen, colour in ((clear, BLUE), (~clear, GREY)):
-            ax.hlines(at[chosen], (v - 2 * e)[chosen], (v + 2 * e)[chosen], color=colour, linewidth=2)
+        for chosen, colour in ((clear, BLUE), (known & ~clear, GREY)):
+            ends = v[chosen] - 2 * e[chosen], v[chosen] + 2 * e[chosen]
+            ax.hlines(at[chosen], *ends, color=colour, linewidth=2)
             ax.scatter(v[chosen], at[chosen], s=24, color=colour, zorder=3)
         ax.set_yticks(at, labels)
         ax.tick_params(axis="y", length=0)
@@ -523,9 +650,14 @@ def differences(
         "interval holds zero.",
         alt=f"Differences of {what} to {first}: "
         + "; ".join(
-            f"{label} {_number(a)}, standard error {_number(b)}" for label, a, b in zip(labels, v, e, strict=True)
+            f"{label} {_number(a)}, standard error {_number(b)}"
+            for label, a, b, known_ in zip(labels, v, e, known, strict=True)
+            if known_
         )
         + ".",
+        hidden=int((~known).sum()),
+        what="difference",
+        empty=not known.any(),
     )
 
 
@@ -553,20 +685,24 @@ def overlay(
         The drawing.
     """
     y, reps = _finite(observed), _array(replicated)
-    reps = reps.reshape(reps.shape[0], -1)
+    reps = reps.reshape(reps.shape[0] if reps.ndim else 1, -1) if reps.size else np.empty((0, 0))
     finite = reps[np.isfinite(reps)]
+    if classes:
+        y, finite = (v[np.isin(v, range(len(classes)))] for v in (y, finite))
+    empty = not y.size or not finite.size
+    hidden = np.size(observed) - y.size + reps.size - finite.size
     support = np.arange(len(classes), dtype=float) if classes else np.unique(np.concatenate([y, finite]))
     discrete = bool(classes) or (discrete and support.size <= 40)
-    if discrete:
+    if empty:
+        seen, edges, share = np.zeros(1), np.arange(2.0), np.zeros((1, 1))
+    elif discrete:
         seen = np.array([(y == v).mean() for v in support])
         share = np.stack([(reps == v).mean(1) for v in support], -1)
     else:
         both = np.concatenate([y, finite])
         low, high = np.quantile(both, (0.002, 0.998))
-        margin = 0.08 * max(high - low, 1e-9)
-        edges = np.linspace(
-            min(low, y.min()) - margin, max(high, y.max()) + margin, int(np.clip(np.sqrt(y.size) * 1.6, 12, 40)) + 1
-        )
+        bins = int(np.clip(np.sqrt(y.size) * 1.6, 12, 40))
+        edges = _edges(min(float(low), float(y.min())), max(float(high), float(y.max())), bins, margin=0.08)
         width = edges[1] - edges[0]
         seen = np.histogram(y, edges)[0] / (y.size * width)
         share = np.stack([np.histogram(r[np.isfinite(r)], edges)[0] / (max(r.size, 1) * width) for r in reps])
@@ -619,6 +755,8 @@ def overlay(
         caption=f"Observed {label} against {reps.shape[0]} data sets replicated from the {_FROM[source]}. {words}",
         alt=f"{_WHAT[source]} predictive check of {label}: observed values against {reps.shape[0]} replicated data "
         "sets.",
+        hidden=hidden,
+        empty=empty,
     )
 
 
@@ -649,11 +787,16 @@ def intervals(
     y, a, m, b = (_array(v) for v in (observed, low, mid, high))
     at = np.arange(y.size)[::-1]
     inside = int(((a <= y) & (y <= b)).sum())
+    known, (ends, other) = _together(a, b)
+    hidden = int((~known).sum() + (~np.isfinite(m)).sum() + (~np.isfinite(y)).sum())
 
     def paint(ax: Axes) -> None:
-        ax.hlines(at, a, b, color=FILL, linewidth=5, label="replicated, 90%")
-        ax.scatter(m, at, marker="|", s=60, color=BLUE, linewidths=1.4, zorder=3, label="replicated, median")
-        ax.scatter(y, at, s=22, color=INK, zorder=4, label="observed")
+        ax.hlines(at[known], ends, other, color=FILL, linewidth=5, label="replicated, 90%")
+        middle, seen = np.isfinite(m), np.isfinite(y)
+        ax.scatter(
+            m[middle], at[middle], marker="|", s=60, color=BLUE, linewidths=1.4, zorder=3, label="replicated, median"
+        )
+        ax.scatter(y[seen], at[seen], s=22, color=INK, zorder=4, label="observed")
         ax.set_yticks(at, labels)
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
@@ -670,6 +813,8 @@ def intervals(
         caption=f"Each observed value of {label} over the 90% interval of values replicated from the {_FROM[source]}; "
         f"{inside} of {y.size} lie inside.",
         alt=f"Observed {label} against predictive intervals for {y.size} rows; {inside} inside.",
+        hidden=hidden,
+        empty=not (np.isfinite(y).any() and known.any()),
     )
 
 
@@ -694,7 +839,7 @@ def reliability(
         The drawing.
     """
     p, o = _array(predicted), _array(observed)
-    n = None if counts is None else _array(counts)
+    n = None if counts is None else np.nan_to_num(_array(counts), posinf=0.0, neginf=0.0)
     keep = np.isfinite(p) & np.isfinite(o) & (np.ones_like(p, dtype=bool) if n is None else n > 0)
 
     def paint(ax: Axes) -> None:
@@ -731,6 +876,7 @@ def reliability(
         height=3.3,
         caption=f"{what}. On the dashed line the stated uncertainty is right; below it, overconfident.",
         alt=f"{what}, {int(keep.sum())} points.",
+        empty=not keep.any(),
     )
 
 
@@ -738,7 +884,7 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000, of: str
     """Draw the Pareto k per datum: of leave-one-out cross-validation, or of the guide of the data's own latents.
 
     Args:
-        values: One k per datum, ``(n,)``.
+        values: One k per datum, ``(n,)``; an infinite one is drawn at the edge.
         limit: Above it the datum's estimate is unreliable.
         most: Ordinary points shown at most; those above ``limit`` are all shown.
         of: ``loo`` or ``rows``.
@@ -747,18 +893,25 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000, of: str
         The drawing.
     """
     k = _array(values).ravel()
+    finite = _finite(k)
     bad = np.flatnonzero(k > limit)
-    fine = np.flatnonzero(k <= limit)
+    fine = np.flatnonzero((k <= limit) & np.isfinite(k))
     fine = fine[:: max(fine.size // most, 1)]
+    infinite = int(np.isposinf(k).sum())
+    undefined = int(k.size - finite.size - infinite)
+    # Most k lie above -1; a few far below say no more than "fine", and would flatten the rest.
+    bottom = min(-0.05, max(float(finite.min(initial=0.0)) - 0.05, -1.0))
+    below = int((finite < bottom).sum())
+    top = max(1.0, limit, float(finite.max(initial=1.0))) * 1.05
 
     def paint(ax: Axes) -> None:
         size = 22 if k.size <= 50 else 8
-        ax.scatter(fine, k[fine], s=size, color=BLUE, linewidths=0, alpha=0.7)
-        ax.scatter(bad, k[bad], s=1.5 * size, color=RED, linewidths=0, zorder=3)
+        ax.scatter(fine, np.maximum(k[fine], bottom), s=size, color=BLUE, linewidths=0, alpha=0.7)
+        over = np.isposinf(k[bad])
+        ax.scatter(bad[~over], k[bad][~over], s=1.5 * size, color=RED, linewidths=0, zorder=3)
+        ax.scatter(bad[over], np.full(infinite, top), s=2 * size, marker="^", color=RED, zorder=3, clip_on=False)
         ax.axhline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
-        ax.set_ylim(
-            min(-0.05, float(np.nanmin(k, initial=0.0)) - 0.05), max(1.0, float(np.nanmax(k, initial=1.0)) * 1.05)
-        )
+        ax.set_ylim(bottom, top)
         ax.set_xlim(-0.02 * k.size - 0.5, k.size * 1.02 + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _plain(ax.xaxis)
@@ -767,18 +920,22 @@ def pareto_k(values: ArrayLike, *, limit: float = 0.7, most: int = 2000, of: str
 
     words = (
         "Data above the line pull the posterior so strongly that their left-out prediction cannot be estimated from "
-        "this "
-        "fit."
+        "this fit."
         if of == "loo"
         else "Above the line the guide misses part of the posterior of the datum's own latents."
     )
+    edges = f" {infinite} infinite, at the upper edge." if infinite else ""
+    edges += f" {below} below {bottom:.2g}, at the lower edge." if below else ""
     what = "of leave-one-out cross-validation" if of == "loo" else "of the guide"
     return _draw(
         of,
         paint,
         height=2.6,
-        caption=f"Pareto k {what} per datum; {bad.size} of {k.size} lie above {limit:.2g}. {words}",
+        caption=f"Pareto k {what} per datum; {bad.size} of {k.size} lie above {limit:.2g}. {words}{edges}",
         alt=f"Pareto k per datum: {bad.size} of {k.size} above {limit:.2g}.",
+        hidden=undefined,
+        what="k",
+        empty=undefined == k.size,
     )
 
 
@@ -793,7 +950,7 @@ def funnel(log_scale: ArrayLike, value: ArrayLike, *, site: str) -> Drawing:
     Returns:
         The drawing.
     """
-    x, y = _array(log_scale), _array(value)
+    keep, (x, y) = _together(log_scale, value)
 
     def paint(ax: Axes) -> None:
         ax.scatter(x, y, s=6, color=BLUE, alpha=0.45, linewidths=0)
@@ -809,6 +966,9 @@ def funnel(log_scale: ArrayLike, value: ArrayLike, *, site: str) -> Drawing:
         caption=f"Draws of {site} against the log of the scale of its own prior. A true funnel narrows to the left; a "
         "cloud that does not narrow, or does not reach to the left, has missed the neck.",
         alt=f"Scatter of {site} against the log of its prior scale, {x.size} draws.",
+        hidden=int((~keep).sum()),
+        what="draw",
+        empty=not x.size,
     )
 
 
@@ -825,16 +985,24 @@ def ranked(values: ArrayLike, *, name: str, label: str, limit: float, most: int 
     Returns:
         The drawing.
     """
-    v = np.sort(_finite(values))[::-1]
+    v = np.sort(_array(values).ravel())[::-1]
+    v = v[~np.isnan(v) & ~np.isneginf(v)]
+    infinite = int(np.isposinf(v).sum())
     at = np.unique(np.linspace(0, v.size - 1, min(v.size, most)).astype(int)) if v.size else np.arange(0)
+    highest = max(float(_finite(v).max(initial=limit)), limit)
+    bottom = min(float(_finite(v).min(initial=limit)), 1.0) - 0.002
+    top = highest + 0.12 * (highest - 1.0) + 0.002
 
     def paint(ax: Axes) -> None:
-        ax.scatter(at + 1, v[at], s=12, color=BLUE, linewidths=0)
+        shown = v[at]
+        over = np.isposinf(shown)
+        ax.scatter(at[~over] + 1, shown[~over], s=12, color=BLUE, linewidths=0)
+        ax.scatter(at[over] + 1, np.full(over.sum(), top), s=30, marker="^", color=RED, zorder=3, clip_on=False)
         ax.axhline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
-        top = max(float(v.max(initial=limit)), limit)
-        ax.set_ylim(min(float(v.min(initial=limit)), 1.0) - 0.002, top + 0.12 * (top - 1.0) + 0.002)
+        ax.set_ylim(bottom, top)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.ticklabel_format(axis="y", useOffset=False)
         ax.set_xlabel("quantity (sorted)")
         ax.set_ylabel(label)
 
@@ -843,8 +1011,11 @@ def ranked(values: ArrayLike, *, name: str, label: str, limit: float, most: int 
         name,
         paint,
         height=2.4,
-        caption=f"{label} of {v.size} quantities, sorted; {above} lie above {limit:g}.",
+        caption=f"{label} of {v.size} quantities, sorted; {above} lie above {limit:g}."
+        + (f" {infinite} infinite, at the upper edge." if infinite else ""),
         alt=f"{label} of {v.size} quantities, {above} above {limit:g}.",
+        hidden=int(np.size(values)) - v.size,
+        empty=not v.size,
     )
 
 
@@ -869,10 +1040,16 @@ def rank_ecdf(
     References:
         Säilynoja, Bürkner, Vehtari (2022), Statistics and Computing 32, fig. 2.
     """
-    values = np.asarray(ranks, dtype=np.int64)
+    found = _array(ranks)
+    found = found if found.ndim == 2 else np.empty((0, 0))
+    keep = np.isfinite(found).all(0) if len(found) else np.zeros(found.shape[1], dtype=bool)
+    values = found[:, keep].astype(np.int64)
     edges = np.arange(1, largest + 1)
     at = edges / (largest + 1)
-    bottom, top = _array(low) - at, _array(high) - at
+    empty = not values.size or largest < 1 or not np.size(low) or not np.size(high)
+    bottom, top = (_array(low) - at, _array(high) - at) if not empty else (at, at)
+
+    name = labels[worst] if 0 <= worst < len(labels) else "no quantity"
 
     def paint(axes: Any) -> None:
         histogram, difference = axes
@@ -882,12 +1059,12 @@ def rank_ecdf(
         histogram.stairs(counts, bins, color=BLUE, linewidth=1)
         histogram.axhline(values.shape[1] / 16, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         histogram.set_xlim(-0.5, largest + 0.5)
-        histogram.set_xlabel(f"rank of the true value of {labels[worst]}")
+        histogram.set_xlabel(f"rank of the true value of {name}")
         histogram.set_ylabel("refits")
         histogram.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         difference.fill_between(at, bottom, top, color=GREY, alpha=0.2, linewidth=0, label="95% band", step="mid")
-        for i, own in enumerate(values):
-            curve = (own[:, None] < edges).mean(0) - at
+        for i, mine in enumerate(values):
+            curve = (mine[:, None] < edges).mean(0) - at
             colour, width = (RED, 1.4) if i == worst else (BLUE, 0.7)
             difference.plot(
                 at, curve, color=colour, linewidth=width, alpha=1 if i == worst else 0.5, zorder=3 if i == worst else 2
@@ -904,12 +1081,13 @@ def rank_ecdf(
         rows=2,
         height=4.4,
         caption=f"Ranks of true values among {largest} draws of {values.shape[1]} refits to data simulated from the "
-        "prior. "
-        f"Above: {labels[worst]}; a hump means intervals that are too wide, a bowl too narrow ones, a slope biased "
+        f"prior. Above: {name}; a hump means intervals that are too wide, a bowl too narrow ones, a slope biased "
         f"estimates. Below: all {len(values)} quantities, that one in red; a curve within the band is compatible with "
-        "a "
-        "uniform distribution.",
-        alt=f"Rank histogram of {labels[worst]} and rank distribution functions of {len(values)} quantities.",
+        "a uniform distribution.",
+        alt=f"Rank histogram of {name} and rank distribution functions of {len(values)} quantities.",
+        hidden=int((~keep).sum()),
+        what="refit",
+        empty=empty,
     )
 
 
@@ -925,7 +1103,9 @@ def spreads(labels: Sequence[str], ratios: ArrayLike, *, limit: float = 1.25, mo
     Returns:
         The drawing.
     """
-    r = _array(ratios)
+    every = _array(ratios).ravel()
+    keep = np.isfinite(every) & (every > 0)
+    r, names = every[keep], [label for label, known in zip(labels, keep, strict=False) if known]
     order = np.argsort(-np.abs(np.log(r)))[:most]
     order = order[np.argsort(r[order])]
     at = np.arange(order.size)
@@ -936,12 +1116,13 @@ def spreads(labels: Sequence[str], ratios: ArrayLike, *, limit: float = 1.25, mo
         ax.scatter(r[order], at, s=24, color=BLUE, zorder=3)
         ax.set_xscale("log")
         span = max(float(np.abs(np.log(r)).max()), np.log(1.5)) * 1.1
+        span = min(span, 200.0)  # exp of more is beyond what an axis can hold
         ax.set_xlim(np.exp(-span), np.exp(span))
         ticks = [t for t in (0.1, 0.2, 0.5, 0.8, 1, 1.25, 2, 5, 10) if np.exp(-span) <= t <= np.exp(span)]
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         _plain(ax.xaxis)
-        ax.set_yticks(at, [labels[i] for i in order])
+        ax.set_yticks(at, [names[i] for i in order])
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False, axis="y")
         ax.set_ylim(-0.7, order.size - 0.3)
@@ -953,10 +1134,12 @@ def spreads(labels: Sequence[str], ratios: ArrayLike, *, limit: float = 1.25, mo
         paint,
         height=max(0.85 + 0.22 * order.size, 1.6),
         caption=f"Standard deviation of the guide over that of NUTS; {outside} of {r.size} parameters lie outside of "
-        "the "
-        f"band from {1 / limit:g} to {limit:g}"
+        f"the band from {1 / limit:g} to {limit:g}"
         + (f"; the {order.size} that differ most are shown." if order.size < r.size else "."),
         alt=f"Ratios of standard deviations of {r.size} parameters, {outside} outside of the band.",
+        hidden=int((~keep).sum()),
+        what="ratio",
+        empty=not r.size,
     )
 
 
@@ -975,20 +1158,27 @@ def sensitivity(labels: Sequence[str], prior: ArrayLike, likelihood: ArrayLike, 
     References:
         Kallioinen, Paananen, Bürkner, Vehtari (2023), Statistics and Computing 34, table 1.
     """
-    x, y = _array(prior), _array(likelihood)
+    keep, (x, y) = _together(prior, likelihood)
+    names = [label for label, known in zip(labels, keep, strict=False) if known]
     above = np.flatnonzero(x > limit)
-    named = above[np.argsort(-x[above])][:4]
+    named = above[np.argsort(-x[above], kind="stable")][:4]
+    right, top = 1.15 * max(float(x.max(initial=0.0)), 2 * limit), 1.15 * max(float(y.max(initial=0.0)), 2 * limit)
 
     def paint(ax: Axes) -> None:
-        right, top = 1.15 * max(float(x.max()), 2 * limit), 1.15 * max(float(y.max()), 2 * limit)
         ax.axvspan(limit, right, color=RED, alpha=0.06, linewidth=0)
         ax.axvline(limit, color=RED, linewidth=1, linestyle=(0, (4, 3)))
         ax.axhline(limit, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         ax.scatter(x, y, s=18, color=BLUE, alpha=0.8, linewidths=0, zorder=3)
-        for i in named:
-            ax.annotate(labels[i], (x[i], y[i]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        heights = _apart(y[named] / top, 0.075)
+        for i, height in zip(named, heights, strict=True):
+            beyond = x[i] > 0.6 * right  # the label stands where there is room
+            ax.annotate(
+                names[i], (x[i], y[i]), xytext=(x[i] + (-0.025 if beyond else 0.025) * right, height * top),
+                ha="right" if beyond else "left", va="center", fontsize=8,
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+            )  # fmt: skip
         ax.set_xlim(0, right)
-        ax.set_ylim(0, top)
+        ax.set_ylim(0, max(top, top * float(heights.max(initial=0.0)) + 0.06 * top))
         ax.set_xlabel("sensitivity to the prior")
         ax.set_ylabel("sensitivity to the likelihood")
 
@@ -996,12 +1186,24 @@ def sensitivity(labels: Sequence[str], prior: ArrayLike, likelihood: ArrayLike, 
         "sensitivity",
         paint,
         caption=f"How much each of {x.size} parameters' posteriors changes when the prior or the likelihood is raised "
-        "to a "
-        f"power; {above.size} are sensitive to the prior (right of {limit:g}). Right and above: prior and data "
-        "disagree; "
-        "right and below: the data say little.",
+        f"to a power; {above.size} are sensitive to the prior (right of {limit:g}). Right and above: prior and data "
+        "disagree; right and below: the data say little.",
         alt=f"Sensitivities of {x.size} parameters, {above.size} sensitive to the prior.",
+        hidden=int((~keep).sum()),
+        what="parameter",
+        empty=not x.size,
     )
+
+
+def _apart(values: Array, least: float) -> Array:
+    """Return the values, none negative, raised as little as needed to lie apart by ``least``."""
+    order = np.argsort(values, kind="stable")
+    placed = np.maximum(values[order], least / 2)
+    for i in range(1, placed.size):
+        placed[i] = max(placed[i], placed[i - 1] + least)
+    found = np.empty_like(placed)
+    found[order] = placed
+    return found
 
 
 def risk_coverage(coverage: ArrayLike, risk: ArrayLike, low: ArrayLike, high: ArrayLike, *, random: float) -> Drawing:
@@ -1020,14 +1222,16 @@ def risk_coverage(coverage: ArrayLike, risk: ArrayLike, low: ArrayLike, high: Ar
     References:
         Geifman, El-Yaniv (2017), arXiv:1705.08500, fig. 1.
     """
-    c, r, a, b = (_array(v) for v in (coverage, risk, low, high))
+    keep, (c, r, a, b) = _together(coverage, risk, low, high)
+    base = random if math.isfinite(random) else 0.0
 
     def paint(ax: Axes) -> None:
         ax.fill_between(c, a, b, color=FILL, linewidth=0, label="as the fit expects, 90%")
         ax.plot(c, r, color=BLUE, label="observed")
-        ax.axhline(random, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="in random order")
+        if math.isfinite(random):
+            ax.axhline(random, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="in random order")
         late = c > 0.05
-        ax.set_ylim(0, 1.15 * max(float(np.max(r[late], initial=random)), float(np.max(b[late], initial=random)), 1e-9))
+        ax.set_ylim(0, 1.15 * max(float(np.max(r[late], initial=base)), float(np.max(b[late], initial=base)), 1e-9))
         ax.set_xlim(0, 1)
         ax.set_xlabel("share of rows predicted, the surest first")
         ax.set_ylabel("risk")
@@ -1038,10 +1242,12 @@ def risk_coverage(coverage: ArrayLike, risk: ArrayLike, low: ArrayLike, high: Ar
         "risk-coverage",
         paint,
         caption="Mean loss among the rows that are predicted when the least certain ones are left out. A curve that "
-        "falls "
-        "to the left means that the fit knows where it errs; above the band it errs more among sure rows than it "
+        "falls to the left means that the fit knows where it errs; above the band it errs more among sure rows than it "
         "claims.",
-        alt=f"Risk-coverage curve; risk of all rows {_number(random)}.",
+        alt=f"Risk-coverage curve; risk of all rows {_number(random) if math.isfinite(random) else 'not finite'}.",
+        hidden=int((~keep).sum()),
+        what="point",
+        empty=not c.size,
     )
 
 
@@ -1058,12 +1264,13 @@ def two_histograms(inside: ArrayLike, outside: ArrayLike, *, label: str = "predi
     """
     a, b = _finite(inside), _finite(outside)
     both = np.concatenate([a, b])
-    low, high = float(both.min()), float(np.quantile(both, 0.995))
-    edges = np.linspace(low, max(high, low + 1e-9), 31)
+    edges = _edges(float(both.min()), float(np.quantile(both, 0.995)), 30) if both.size else np.arange(2.0)
 
     def paint(ax: Axes) -> None:
         for values, colour, name in ((a, BLUE, "held-out rows"), (b, ORANGE, "rows from elsewhere")):
-            share = np.histogram(values, edges)[0] / max(values.size, 1)
+            if not values.size:
+                continue
+            share = np.histogram(values, edges)[0] / values.size
             ax.stairs(share, edges, fill=True, color=colour, alpha=0.3)
             ax.stairs(share, edges, color=colour, linewidth=1.2, label=name)
         ax.set_xlabel(label)
@@ -1076,7 +1283,8 @@ def two_histograms(inside: ArrayLike, outside: ArrayLike, *, label: str = "predi
         paint,
         height=2.6,
         caption="Predictive uncertainty of held-out rows and of rows from elsewhere: the further apart, the better the "
-        "fit "
-        "notices rows that are foreign to it.",
+        "fit notices rows that are foreign to it.",
         alt=f"Histograms of predictive uncertainty of {a.size} held-out rows and {b.size} rows from elsewhere.",
+        hidden=np.size(inside) - a.size + np.size(outside) - b.size,
+        empty=not (a.size and b.size),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from zoo.reports import figures
 from zoo.reports.figures import Drawing
+from zoo.reports.parts import Parts
 
 if TYPE_CHECKING:
     from zoo.diagnostics import Check, Diagnosis
@@ -49,49 +51,65 @@ def coordinates(variable: Any, index: tuple[int, ...]) -> str:
     return ", ".join(parts)
 
 
-def interest(posterior: Posterior) -> list[Drawing]:
+def _all_of(parts: Parts, drawers: Mapping[str, Callable[[], Drawing | None]]) -> list[Drawing]:
+    """Draw one figure after the other, those that can be drawn."""
+    drawn = [parts.make(f"figure '{name}'", drawer, None) for name, drawer in drawers.items()]
+    return [drawing for drawing in drawn if drawing is not None]
+
+
+def interest(posterior: Posterior, parts: Parts) -> list[Drawing]:
     """Draw the method's own figures.
 
     Args:
         posterior: A fit.
+        parts: Told of what cannot be drawn.
 
     Returns:
         Drawings; none for a bare pair.
     """
     if posterior.method is None or posterior.method.figures is None:
         return []
-    return [figures.own(figure) for figure in posterior.method.figures(posterior)]
+    describe = posterior.method.figures
+    described = parts.make("the method's own figures", lambda: list(describe(posterior)), [])
+    return _all_of(parts, {figure.name: partial(figures.own, figure) for figure in described})
 
 
 # ----------------------------------------------------------------------------------------------------- inference
-def inference(posterior: Posterior, dataset: Any, rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def inference(posterior: Posterior, dataset: Any, rows: Sequence[Mapping[str, Any]], parts: Parts) -> list[Drawing]:
     """Draw how the optimiser or the chains went.
 
     Args:
         posterior: A fit.
-        dataset: Posterior group of its ArviZ export.
+        dataset: Posterior group of its ArviZ export; ``None`` if there is none.
         rows: Entries of the posterior table, with R-hat where there are chains.
+        parts: Told of what cannot be drawn.
 
     Returns:
         Loss curves, or traces, ranks and divergences.
     """
+    drawers: dict[str, Callable[[], Drawing | None]] = {}
     if posterior.engine != "nuts":
-        found = []
-        for name, losses in posterior.history.items():
+        for key, losses in posterior.history.items():
             if losses.numel() > 1:
                 alone = len(posterior.history) == 1
-                label = "negative ELBO" if alone else f"loss of {name}"
-                found.append(figures.loss_curve(array(losses), name="loss" if alone else f"loss-{name}", label=label))
-        return found
+                name, label = ("loss", "negative ELBO") if alone else (f"loss-{key}", f"loss of {key}")
+                drawers[name] = partial(figures.loss_curve, array(losses), name=name, label=label)
+        return _all_of(parts, drawers)
     chosen = _worst(dataset, rows)
-    found = [figures.ranks(chosen), figures.traces(chosen)] if chosen else []
+    if chosen:
+        drawers = {"ranks": lambda: figures.ranks(chosen), "traces": lambda: figures.traces(chosen)}
     diverging = (posterior.sample_stats or {}).get("diverging")
-    if diverging is not None and bool(diverging.any()):
-        funnel = _funnel(dataset)
-        if funnel is not None:
-            (xlabel, x), (ylabel, y) = funnel
-            found.append(figures.pairs(x, y, array(diverging) > 0, xlabel=xlabel, ylabel=ylabel))
-    return found
+    if dataset is not None and diverging is not None and bool(diverging.any()):
+        drawers["pairs"] = lambda: _divergent_pair(dataset, array(diverging) > 0)
+    return _all_of(parts, drawers)
+
+
+def _divergent_pair(dataset: Any, diverging: NDArray[np.bool_]) -> Drawing | None:
+    found = _funnel(dataset)
+    if found is None:
+        return None
+    (xlabel, x), (ylabel, y) = found
+    return figures.pairs(x, y, diverging, xlabel=xlabel, ylabel=ylabel)
 
 
 def _worst(dataset: Any, rows: Sequence[Mapping[str, Any]], most: int = 4) -> dict[str, Array]:
@@ -139,11 +157,12 @@ def _funnel(dataset: Any) -> tuple[tuple[str, Array], tuple[str, Array]] | None:
 
 
 # ----------------------------------------------------------------------------------------------------- posterior
-def posterior_figures(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+def posterior_figures(rows: Sequence[Mapping[str, Any]], parts: Parts) -> list[Drawing]:
     """Draw intervals of every site with a few labelled elements.
 
     Args:
         rows: Entries of the posterior table.
+        parts: Told of what cannot be drawn.
 
     Returns:
         At most four forest plots.
@@ -152,13 +171,14 @@ def posterior_figures(rows: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     for row in rows:
         if row["element"] and not row["site"].endswith("_summary"):  # statistics of different units
             sites.setdefault(row["site"], []).append(row)
-    found: list[Drawing] = []
+    drawers: dict[str, Callable[[], Drawing | None]] = {}
     for i, (site, mine) in enumerate(sites.items()):
-        if 2 <= len(mine) <= 40 and len(found) < 4:
+        if 2 <= len(mine) <= 40 and len(drawers) < 4:
             names = [r["element"] if len(r["element"]) <= 28 else r["element"][:27] + "…" for r in mine]
             mid, low, high = ([r[k] for r in mine] for k in ("mean", "5%", "95%"))
-            found.append(figures.forest(names, mid, low, high, name=f"forest-{i}", title=site))
-    return found
+            name = f"forest-{i}"
+            drawers[name] = partial(figures.forest, names, mid, low, high, name=name, title=site)
+    return _all_of(parts, drawers)
 
 
 # --------------------------------------------------------------------------------------------------- predictions
@@ -222,19 +242,20 @@ def _predictive_check(data: Dataset, y: Array, samples: Array, *, discrete: bool
 
 
 # -------------------------------------------------------------------------------------------------------- checks
-def checks(posterior: Posterior, diagnosis: Diagnosis) -> dict[str, Drawing]:
+def checks(posterior: Posterior, diagnosis: Diagnosis, parts: Parts) -> dict[str, Drawing]:
     """Draw what single checks measured.
 
     Args:
         posterior: The fit.
         diagnosis: Its checks.
+        parts: Told of what cannot be drawn.
 
     Returns:
         Check -> drawing, for the checks that have one beyond the loss and the chains.
     """
     found: dict[str, Drawing] = {}
     for check in diagnosis.checks:
-        drawing = _drawing(posterior, check)
+        drawing = parts.make(f"figure of the check '{check.name}'", partial(_drawing, posterior, check), None)
         if drawing is not None:
             found[check.name] = drawing
     return found
@@ -244,11 +265,11 @@ def _drawing(posterior: Posterior, check: Check) -> Drawing | None:
     labels = [str(v) for v in check.data["labels"]] if "labels" in check.data else []
     data = {k: array(v) for k, v in check.data.items() if k != "labels"}
     match check.figure:
-        case "khat" if np.isfinite(data["values"]).any():
+        case "khat":
             return figures.khat_repeats(data["values"], limit=float(data["limit"]))
-        case "loo" if np.isfinite(data["values"]).any():
+        case "loo":
             return figures.pareto_k(data["values"], limit=float(data["limit"]))
-        case "rows" if np.isfinite(data["values"]).any():
+        case "rows":
             return figures.pareto_k(data["values"], limit=float(data["limit"]), of="rows")
         case "sbc":
             return figures.rank_ecdf(

@@ -17,6 +17,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.reports import illustrate, rst
 from zoo.reports.figures import Drawing
+from zoo.reports.parts import Parts
 
 if TYPE_CHECKING:
     from zoo.diagnostics import Check, Diagnosis
@@ -95,7 +96,7 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
     """Summarise the posterior group of an ArviZ export.
 
     Args:
-        dataset: ``xarray.Dataset`` with dimensions ``chain`` and ``draw`` and the plates.
+        dataset: ``xarray.Dataset`` with dimensions ``chain`` and ``draw`` and the plates; ``None`` if there is none.
         chains: Whether the draws are Markov chains, so that R-hat and effective sample sizes mean something.
 
     Returns:
@@ -105,6 +106,8 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
 
     small: list[dict[str, Any]] = []
     large: list[dict[str, Any]] = []
+    if dataset is None:
+        return small, large
     for name, array in dataset.data_vars.items():
         values = np.asarray(array.transpose("chain", "draw", ...).values)
         if values.dtype.kind not in "fiub":
@@ -359,24 +362,23 @@ def content(
     """
     from zoo import __version__
 
+    parts = Parts()
     chains = posterior.engine == "nuts"
     data = posterior.data
     sizes = split_sizes(data)
-    inference_data = posterior.to_arviz(num_draws=num_draws, seed=seed)
-    exported = inference_data.posterior
-    omitted = json.loads(inference_data.attrs.get("left_out", "[]"))
-    small, large = posterior_rows(exported, chains=chains)
-    summary = dict(posterior.summary())
-    measured, why = _measured(posterior, seed)
-    own = illustrate.checks(posterior, diagnosis)
-    drawn = {d.name: d for d in illustrate.inference(posterior, exported, small)}
+    exported, omitted = parts.make("the posterior", lambda: _exported(posterior, seed, num_draws), (None, []))
+    small, large = parts.make("the table of the posterior", lambda: posterior_rows(exported, chains=chains), ([], []))
+    summary = parts.make("the method's quantities", lambda: dict(posterior.summary()), {})
+    measured, why = parts.make("the scores", lambda: _measured(posterior, seed), ({}, ""))
+    own = illustrate.checks(posterior, diagnosis, parts)
+    drawn = {d.name: d for d in illustrate.inference(posterior, exported, small, parts)}
     checks = [_check(c) for c in diagnosis.checks]
     groups = _grouped(checks, diagnosis, drawn, own)
     placed = {c["drawing"].name for group in groups for c in group["checks"] if c["drawing"] is not None}
     figures = {
-        "interest": illustrate.interest(posterior),
+        "interest": illustrate.interest(posterior, parts),
         "checks": [c["drawing"] for group in groups for c in group["checks"] if c["drawing"] is not None],
-        "posterior": illustrate.posterior_figures(small),
+        "posterior": illustrate.posterior_figures(small, parts),
         "inference": [d for d in (*drawn.values(), *own.values()) if d.name not in placed],
     }
     numbers = {d.name: i for i, d in enumerate((d for group in figures.values() for d in group), 1)}
@@ -455,6 +457,7 @@ def content(
         "version": __version__,
         "date": date,
         "numbers": numbers,
+        "missing": list(parts.missing.items()),
     }
     document = {
         "format": "pyro-zoo report 1",
@@ -465,6 +468,7 @@ def content(
         "quantities": summary,
         "posterior": small,
         "large_sites": large,
+        "missing": parts.to_json(),
         "fit": {"engine": posterior.engine, "seed": seed, **info},
         "hyper": {} if posterior.hyper is None else dataclasses.asdict(posterior.hyper),
         "data": {
@@ -551,6 +555,12 @@ def _left_out(large: Sequence[Mapping[str, Any]], omitted: Sequence[str]) -> lis
         total = sum(row["elements"] for row in large)
         notes.append(f"{total:,} elements in large sites are summarised, not listed; the saved posterior holds them.")
     return [*notes, *(f"Left out: {text.rstrip('.')}." for text in omitted)]
+
+
+def _exported(posterior: Posterior, seed: int, num_draws: int) -> tuple[Any, list[str]]:
+    """Return the posterior group of the ArviZ export, and sentences on what it leaves out; no group without latents."""
+    found = posterior.to_arviz(num_draws=num_draws, seed=seed)
+    return getattr(found, "posterior", None), json.loads(found.attrs.get("left_out", "[]"))
 
 
 def _measured(posterior: Posterior, seed: int) -> tuple[dict[str, dict[str, float]], str]:
