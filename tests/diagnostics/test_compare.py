@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import types
 
@@ -11,7 +12,16 @@ import torch
 from known_fits import dataset, normal_loo, normal_mean, variational
 
 import zoo
-from zoo.diagnostics.compare import comparison, jackknife, standard_error
+from zoo.diagnostics.compare import (
+    Estimate,
+    Fit,
+    _conclude,
+    _deciding,
+    _gaps,
+    comparison,
+    jackknife,
+    standard_error,
+)
 from zoo.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -104,7 +114,7 @@ def test_standard_errors_of_scores_are_those_of_the_rows():
     assert second.gaps["mae"].se < 0.2 * second.scores["mae"].se
     assert first.gaps["mae"].value == 0
     assert found.better == "clear"
-    assert "good predicts better than bad" in found.finding
+    assert "good predicts the test rows better than bad: the difference of nlpd is" in found.finding
     table = found.table()
     assert table.loc["good", "test_mae_se"] == first.scores["mae"].se
     assert found.to_json()["fits"][1]["gaps"]["mae"]["se"] == second.gaps["mae"].se
@@ -123,3 +133,86 @@ def test_data_of_the_same_name_and_size_but_other_content_are_refused():
     one, other = variational(*normal_mean(seed=0)), variational(*normal_mean(seed=1))
     with pytest.raises(DataError, match="different content"):
         zoo.compare({"a": one, "b": other})
+
+
+def far_off(data, wrong=2.0):
+    """A guide so narrow that leave-one-out densities from it mean nothing, around the right mean plus ``wrong``."""
+    model, _, _ = normal_mean()
+    centre = data.train["y"].sum() / 31 + wrong
+    return variational(model, lambda batch: pyro.sample("mu", dist.Normal(centre, 1e-3)), data)
+
+
+def with_test(rows=200, seed=0, centre=0.5):
+    noise = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    test = {"index": torch.arange(rows), "y": centre + noise, "x": torch.zeros(rows, 1, dtype=torch.float64)}
+    model, guide, data = normal_mean(task="regression", test=test)
+    data.train["x"] = torch.zeros(30, 1, dtype=torch.float64)
+    return model, guide, data
+
+
+def test_held_out_rows_decide_not_a_density_that_cannot_be_trusted():
+    """Importance weights of a narrow guide are useless; on new rows it predicts as the exact one does."""
+    model, guide, data = with_test()
+    found = comparison({"exact": variational(model, guide, data), "narrow": far_off(data, wrong=0.0)}, num_draws=400)
+    narrow = next(f for f in found.fits if f.label == "narrow")
+    assert narrow.bad_k == 1
+    assert narrow.elpd is None
+    assert narrow.difference is None
+    assert found.better == "unclear", found.finding
+    assert "nats" not in found.finding
+    assert any("not examined" in caution and "100.0% of the rows" in caution for caution in found.cautions)
+    assert np.isnan(found.table().loc["narrow", "elpd"])
+
+
+def test_held_out_rows_decide_where_leave_one_out_is_not_looked_at():
+    model, guide, data = with_test()
+    found = comparison({"off": far_off(data), "exact": variational(model, guide, data)}, num_draws=400)
+    assert found.better == "clear"
+    assert found.fits[0].label == "exact"
+
+
+def test_without_held_out_rows_an_untrusted_density_ranks_nothing():
+    model, guide, data = normal_mean()
+    found = comparison({"exact": variational(model, guide, data), "narrow": far_off(data)}, num_draws=400)
+    assert found.better == "unknown"
+    assert found.finding.startswith("Not examined")
+    assert "held out" in found.finding
+
+
+def gaps_of(**gaps):
+    """Two fits whose scores differ by the given values, each with a standard error of one."""
+    generator = np.random.default_rng(0)
+    spread = generator.normal(size=20)
+    spread = (spread - spread.mean()) / np.sqrt((19 / 20) * ((spread - spread.mean()) ** 2).sum())
+    fits = {
+        label: Fit(
+            label=label, method="m", title="M", engine="svi", verdict="usable",
+            scores={n: Estimate(5.0 + (v if label == "b" else 0.0), 3.0) for n, v in gaps.items()},
+        )
+        for label in ("a", "b")
+    }  # fmt: skip
+    replicates = {
+        label: {n: f.scores[n].value + (spread if label == "b" else np.zeros(20)) for n in gaps} for label, f in fits.items()
+    }
+    by, signs = _deciding(fits, replicates, "nlpd", 1.0)
+    ordered = sorted(fits.values(), key=lambda f: signs[by] * f.scores[by].value)
+    reps = {f.label: replicates[f.label] for f in ordered}
+    done = [dataclasses.replace(f, gaps=_gaps(ordered[0], f, reps)) for f in ordered]
+    return _conclude(done, by, "nlpd", signs, "test", reps, {})
+
+
+def test_another_score_decides_where_that_of_the_task_cannot():
+    better, finding, _ = gaps_of(nlpd=0.5, rmse=6.0, mae=1.0)
+    assert (better, "a predicts the test rows better than b: the difference of rmse" in finding) == ("clear", True)
+    better, finding, _ = gaps_of(nlpd=0.5, rmse=-6.0)
+    assert (better, finding.startswith("b predicts")) == ("clear", True)
+    better, finding, _ = gaps_of(nlpd=0.5, rmse=1.0)
+    assert (better, "cannot be told apart" in finding) == ("unclear", True)
+
+
+def test_scores_that_disagree_are_named():
+    better, finding, _ = gaps_of(nlpd=5.0, rmse=-6.0, mae=0.5)
+    assert better == "unclear"
+    assert "by nlpd a is better" in finding
+    assert "by rmse b is better" in finding
+    assert "mae" not in finding

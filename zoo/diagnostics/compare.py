@@ -29,6 +29,10 @@ __all__ = ["Comparison", "Estimate", "Fit", "compare", "comparison", "jackknife"
 
 _GROUPS = 20
 _SMALL = 4.0  # nats of leave-one-out density below which a difference is small and its error not to be trusted
+_MOST_BAD = 0.05  # share of rows with a large Pareto k up to which leave-one-out is looked at
+# Which way a score is better; what has no direction of its own (coverage) ranks nothing.
+_LOWER = ("nlpd", "nll", "crps", "rmse", "mae", "brier")
+_HIGHER = ("accuracy", "auroc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,9 @@ class Fit:
         method: Name of its method.
         title: Title of its method.
         engine: ``svi`` or ``nuts``.
-        elpd: Leave-one-out log predictive density over all rows, in nats; ``None`` where it does not apply.
-        difference: Of ``elpd`` to the best fit's, paired over the rows.
+        elpd: Leave-one-out log predictive density over all rows, in nats; ``None`` where it does not apply or cannot be
+            trusted.
+        difference: Of ``elpd`` to the first fit's, paired over the rows.
         bad_k: Share of rows whose leave-one-out density is unreliable.
         why: Why there is no ``elpd``.
         scores: Scores of the task on held-out rows.
@@ -162,7 +167,8 @@ def compare(
         seed: Of the draws and, for large data, of the rows compared.
 
     Returns:
-        One row per fit, the best ``elpd`` first: ``elpd``, ``se``, ``difference``, ``difference_se``, ``bad_k`` (share
+        One row per fit, the best first, by the task's score on held-out rows or, without such rows, by ``elpd``:
+        ``elpd``, ``se``, ``difference``, ``difference_se``, ``bad_k`` (share
         of rows whose leave-one-out density is unreliable), two columns per score of the task on the test split
         (``test_<score>`` and ``test_<score>_se``; the validation split's where there is no test split), and the cost:
         ``seconds``, ``peak_memory`` (bytes), ``parameters``, ``latents``. What cannot be computed for a fit is missing
@@ -193,8 +199,11 @@ def comparison(
         seed: Of the draws, of the groups of the jackknife and, for large data, of the rows compared.
 
     Returns:
-        The comparison. A difference of leave-one-out densities counts as clear if it is at least 4 nats and more than
-        two standard errors; where a fit has no such density, the task's primary score decides by two standard errors.
+        The comparison. Where rows were held out, it rests on the paired differences of their scores: that of the task's
+        primary score where it is beyond its error, else that of another score that is so beyond a correction for their
+        number; scores that contradict each other decide nothing. Without held-out rows a difference of leave-one-out
+        densities counts as clear if it is at least 4 nats and more than two standard errors. A leave-one-out density
+        that cannot be trusted ranks nothing.
 
     Raises:
         DataError: If there are no fits, or they were made on different data, or for
@@ -220,8 +229,11 @@ def comparison(
         except NotApplicable as reason:
             why = str(reason)
         else:
-            densities[label], elpd = loo, Estimate(loo.total, loo.se)
             bad = float((loo.pareto_k > khat_threshold(loo.draws)).mean())
+            if bad <= max(_MOST_BAD, 1 / len(loo.pareto_k)):
+                densities[label], elpd = loo, Estimate(loo.total, loo.se)
+            else:
+                why = f"it is unreliable in {bad:.1%} of the rows (Pareto k too large)"
         scores, replicates[label] = _scores(posterior, held, num_draws, seed)
         own = posterior.diagnosis.verdict if posterior.diagnosis is not None else None
         fits[label] = Fit(
@@ -241,22 +253,16 @@ def comparison(
             hyper={} if posterior.hyper is None else dataclasses.asdict(posterior.hyper),
         )
     primary, sign = _primary(next(iter(named.values())))
-    ordered = sorted(fits.values(), key=lambda fit: _rank(fit, primary, sign))
+    by, signs = _deciding(fits, replicates, primary, sign)
+    ordered = sorted(fits.values(), key=lambda fit: _rank(fit, by, signs.get(by, 1.0)))
     best = ordered[0].label
     done = []
     for fit in ordered:
         if fit.label in densities and best in densities:
             fit = dataclasses.replace(fit, difference=_difference(densities[fit.label], densities[best]))
-        shared = [k for k in fit.scores if k in fits[best].scores]
-        gaps = {
-            k: Estimate(
-                fit.scores[k].value - fits[best].scores[k].value,
-                standard_error(replicates[fit.label][k] - replicates[best][k]),
-            )
-            for k in shared
-        }
-        done.append(dataclasses.replace(fit, gaps=gaps))
-    better, finding, cautions = _conclude(done, primary, split)
+        done.append(dataclasses.replace(fit, gaps=_gaps(fits[best], fit, replicates)))
+    kept = {label: _reliable(densities, label, best) for label in densities if best in densities}
+    better, finding, cautions = _conclude(done, by, primary, signs, split, replicates, kept)
     return Comparison(
         data=first.name,
         rows=first.num_data,
@@ -322,69 +328,191 @@ def _difference(loo: Loo, best: Loo) -> Estimate:
     return Estimate(float(gap.sum() * share), error)
 
 
-def _rank(fit: Fit, primary: str, sign: float) -> tuple[bool, float, float]:
-    """Order by leave-one-out density, then by the primary score; what is missing comes last."""
-    score = fit.scores.get(primary)
-    later = math.inf if score is None or math.isnan(score.value) else sign * score.value
-    if fit.elpd is None or math.isnan(fit.elpd.value):
-        return True, later, 0.0
-    return False, -fit.elpd.value, later
+def _reliable(densities: Mapping[str, Loo], label: str, best: str) -> Estimate | None:
+    """Return the difference over the rows in which both densities are reliable; ``None`` if those are all rows."""
+    loo, first = densities[label], densities[best]
+    good = np.maximum(loo.pareto_k, first.pareto_k) <= khat_threshold(min(loo.draws, first.draws))
+    if good.all() or good.sum() < 2:
+        return None
+    few = [dataclasses.replace(one, elpd=one.elpd[good]) for one in (loo, first)]
+    return _difference(*few)
+
+
+def _gaps(best: Fit, fit: Fit, replicates: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[str, Estimate]:
+    """Return the differences of the scores that two fits share, paired over the rows."""
+    return {
+        k: Estimate(
+            fit.scores[k].value - best.scores[k].value,
+            standard_error(replicates[fit.label][k] - replicates[best.label][k]),
+        )
+        for k in fit.scores
+        if k in best.scores
+    }
+
+
+def _deciding(
+    fits: Mapping[str, Fit], replicates: Mapping[str, Mapping[str, NDArray[np.float64]]], primary: str, sign: float
+) -> tuple[str, dict[str, float]]:
+    """Return the score that ranks the fits, empty if none can, and which way each score is better.
+
+    That is the task's own score, unless it cannot tell the best two apart and another one can.
+    """
+    signs = dict.fromkeys(_LOWER, 1.0) | dict.fromkeys(_HIGHER, -1.0) | {primary: sign}
+    shared = [n for n in signs if all(n in f.scores and math.isfinite(f.scores[n].value) for f in fits.values())]
+    if primary not in shared:
+        return "", signs
+    if len(fits) > 1:
+        one, other = sorted(fits.values(), key=lambda f: sign * f.scores[primary].value)[:2]
+        gaps = _gaps(one, other, replicates)
+        if not _beyond(gaps[primary], replicates[one.label][primary]):
+            sizes = {
+                n: abs(gaps[n].value) / gaps[n].se
+                for n in shared
+                if _beyond(gaps[n], replicates[one.label][n], tests=len(shared))
+            }
+            if sizes:
+                return max(sizes, key=lambda n: sizes[n]), signs
+    return primary, signs
+
+
+def _beyond(gap: Estimate, replicates: NDArray[np.float64], *, tests: int = 1) -> bool:
+    """Return whether a paired difference is beyond its error at 95%, of as many tests together."""
+    from scipy.stats import t
+
+    if not (math.isfinite(gap.value) and math.isfinite(gap.se)) or len(replicates) < 2:
+        return False
+    limit = float(t.ppf(1 - 0.025 / tests, len(replicates) - 1))
+    return abs(gap.value) > limit * gap.se and gap.value != 0
+
+
+def _rank(fit: Fit, by: str, sign: float) -> tuple[bool, float]:
+    """Order by a score of held-out rows or, where there is none, by leave-one-out density; what is missing is last."""
+    found = fit.scores.get(by) if by else fit.elpd
+    if found is None or math.isnan(found.value):
+        return True, 0.0
+    return False, sign * found.value if by else -found.value
 
 
 def _conclude(
-    fits: Sequence[Fit], primary: str, split: str
+    fits: Sequence[Fit],
+    by: str,
+    primary: str,
+    signs: Mapping[str, float],
+    split: str,
+    replicates: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    kept: Mapping[str, Estimate | None],
 ) -> tuple[Literal["clear", "unclear", "unknown"], str, tuple[str, ...]]:
     """Say whether the first fit predicts better than the second."""
     cautions = [f"The report of {fit.label} says '{fit.verdict}'." for fit in fits if fit.verdict == "do not use"]
     cautions += [f"{fit.label} was not checked: write its report." for fit in fits if fit.verdict is None]
+    cautions += [f"Leave-one-out of {fit.label} is not examined: {fit.why}." for fit in fits if fit.why]
     if len(fits) < 2:
         return "unknown", f"{fits[0].label} stands alone: there is nothing to compare it with.", tuple(cautions)
     best, second = fits[:2]
+    if by:
+        better, finding, more = _by_scores(best, second, by, primary, signs, split, replicates)
+        return better, finding, (*cautions, *more)
     gap = second.difference
-    if gap is not None and best.elpd is not None:
-        for fit in fits:
-            if fit.bad_k > 0:
-                cautions.append(
-                    f"Of {fit.label}, the leave-one-out density of {fit.bad_k:.1%} of the rows is unreliable (Pareto k "
-                    "too large), so that its sum can be off by more than the standard error says."
-                )
-        size = f"{-gap.value:.1f} nats, standard error {gap.se:.1f}"
-        if -gap.value < _SMALL:
-            return (
-                "unclear",
-                f"{best.label} and {second.label} predict about equally well: their leave-one-out densities differ by "
-                f"{size}, and less than {_SMALL:g} nats is a small difference.",
-                tuple(cautions),
-            )
-        if not -gap.value > 2 * gap.se:
-            return (
-                "unclear",
-                f"{best.label} and {second.label} cannot be told apart by these data: their leave-one-out densities "
-                f"differ by {size}, which is within two standard errors.",
-                tuple(cautions),
-            )
+    if gap is None or best.elpd is None:
         return (
-            "clear",
-            f"{best.label} predicts better than {second.label}: its leave-one-out density is larger by {size}.",
+            "unknown",
+            "Not examined: no rows were held out that all fits predict, and leave-one-out cannot be trusted for "
+            f"{' and '.join(f.label for f in (best, second) if f.elpd is None) or 'them'}. Fit to data with a test "
+            "split (a table of your own gets one), or compare the densities of refits that `zoo report DIR --full` "
+            "makes.",
             tuple(cautions),
         )
-    cautions += [f"{fit.label} has no leave-one-out density: {fit.why}." for fit in fits if fit.why]
-    score = second.gaps.get(primary)
-    if score is None or math.isnan(score.value):
-        return "unknown", "Nothing was measured that both fits have in common.", tuple(cautions)
-    size = f"{abs(score.value):.4g}, standard error {score.se:.2g}"
-    if not abs(score.value) > 2 * score.se:
+    cautions += [
+        f"Of {fit.label}, the leave-one-out density of {fit.bad_k:.1%} of the rows is unreliable (Pareto k too large)."
+        for fit in (best, second)
+        if fit.bad_k > 0
+    ]
+    better, finding = _by_densities(best, second, gap, kept.get(second.label))
+    return better, finding, tuple(cautions)
+
+
+def _by_scores(
+    best: Fit,
+    second: Fit,
+    by: str,
+    primary: str,
+    signs: Mapping[str, float],
+    split: str,
+    replicates: Mapping[str, Mapping[str, NDArray[np.float64]]],
+) -> tuple[Literal["clear", "unclear", "unknown"], str, list[str]]:
+    """Conclude from the paired differences of scores on held-out rows."""
+    reps = replicates[best.label]
+    ranked = {n: g for n, g in second.gaps.items() if n in signs and math.isfinite(g.value)}
+    gap = ranked[by]
+    size = f"{abs(gap.value):.4g}, standard error {gap.se:.2g}"
+    clear = _beyond(gap, reps[by], tests=1 if by == primary else len(ranked))
+    others = [n for n in ranked if n != by]
+    # Several scores are looked at for a contradiction, so each has to be surer.
+    against = [
+        n for n in others if signs[n] * ranked[n].value < 0 and _beyond(ranked[n], reps[n], tests=max(len(others), 1))
+    ]
+    cautions = []
+    gap_loo = second.difference
+    if gap_loo is not None and gap_loo.value > max(_SMALL, 2 * gap_loo.se):
+        cautions.append(
+            f"Leave-one-out of the fitted rows says the contrary, by {gap_loo.value:.1f} nats (standard error "
+            f"{gap_loo.se:.1f}); the {split} rows are the ones that were not fitted."
+        )
+    if not clear:
         return (
             "unclear",
-            f"{best.label} and {second.label} cannot be told apart by their {primary} on the {split} rows: the "
-            f"difference is {size}.",
-            tuple(cautions),
+            f"{best.label} and {second.label} cannot be told apart on the {split} rows: their {_named_score(by)} "
+            f"differs by {size}, and no other score decides.",
+            cautions,
+        )
+    if against:
+        listed = "; ".join(
+            f"by {_named_score(n)} {second.label} is better ({abs(ranked[n].value):.4g}, standard error "
+            f"{ranked[n].se:.2g})"
+            for n in against
+        )
+        return (
+            "unclear",
+            f"The scores of the {split} rows disagree: by {_named_score(by)} {best.label} is better ({size}); "
+            f"{listed}.",
+            cautions,
         )
     return (
         "clear",
-        f"{best.label} predicts the {split} rows better than {second.label}: the difference of {primary} is {size}.",
-        tuple(cautions),
+        f"{best.label} predicts the {split} rows better than {second.label}: the difference of {_named_score(by)} is "
+        f"{size}.",
+        cautions,
     )
+
+
+def _named_score(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _by_densities(
+    best: Fit, second: Fit, gap: Estimate, kept: Estimate | None
+) -> tuple[Literal["clear", "unclear"], str]:
+    """Conclude from leave-one-out densities; where some rows are unreliable, the others must say the same."""
+    size = f"{-gap.value:.1f} nats, standard error {gap.se:.1f}"
+    if -gap.value < _SMALL:
+        return (
+            "unclear",
+            f"{best.label} and {second.label} predict about equally well: their leave-one-out densities differ by "
+            f"{size}, and less than {_SMALL:g} nats is a small difference.",
+        )
+    if not -gap.value > 2 * gap.se:
+        return (
+            "unclear",
+            f"{best.label} and {second.label} cannot be told apart by these data: their leave-one-out densities "
+            f"differ by {size}, which is within two standard errors.",
+        )
+    if kept is not None and not -kept.value > max(_SMALL, 2 * kept.se):
+        return (
+            "unclear",
+            f"{best.label} and {second.label} cannot be told apart: their leave-one-out densities differ by {size}, "
+            f"but by {-kept.value:.1f} (standard error {kept.se:.1f}) in the rows where they are reliable.",
+        )
+    return "clear", f"{best.label} predicts better than {second.label}: its leave-one-out density is larger by {size}."
 
 
 def _refuse_other_data(named: Mapping[str, Posterior]) -> None:

@@ -29,8 +29,11 @@ _SOURCES = (
     ),
     (
         "When a difference is clear",
-        "It is at least 4 nats and more than two standard errors. Sivula, Magnusson, Matamoros, Vehtari (2020), "
-        "arXiv:2008.10296.",
+        "Rows that were held out decide, by the paired difference of a score: that of the task, or another one if that "
+        "of the task cannot tell; beyond its standard error at 95%, and no other score says the contrary. Without such "
+        "rows a difference of leave-one-out densities decides that is at least 4 nats and more than two standard "
+        "errors: Sivula, Magnusson, Matamoros, Vehtari (2020), arXiv:2008.10296. A leave-one-out density that is "
+        "unreliable in more than 5% of the rows is not shown and ranks nothing.",
     ),
     (
         "Standard errors of scores",
