@@ -22,6 +22,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
+from zoo.diagnostics.labels import dimension
 from zoo.errors import DataError, ZooError
 from zoo.inference.predictive import Replicate, given_draws
 
@@ -778,6 +779,7 @@ class _Groups:
         rows = self.batch["index"].tolist() if dim in self.row_plates and "index" in self.batch else None
         if given is not None and rows is not None and len(rows) == size and max(rows, default=-1) < len(given):
             return [given[i] for i in rows]
-        if given is not None and len(given) == size:
-            return list(given)
+        named = dimension(self.posterior, dim, size)
+        if named is not None:
+            return named
         return rows if rows is not None and len(rows) == size else np.arange(size)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.diagnostics.adapter import _base, _trace, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
+from zoo.diagnostics.labels import names
 from zoo.types import Alternating
 
 if TYPE_CHECKING:
@@ -89,19 +90,36 @@ def _chains(posterior: Posterior) -> dict[str, NDArray[np.float64]]:
             found["log density"] = _array(stats["lp"])
         elif not found:
             raise NotApplicable("all latents are weights of a network, and the sampler recorded no log density")
-    return _elements(found)
+    return _elements(posterior, found)
 
 
-def _elements(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    """Split ``(chain, draw, ...)`` arrays into labelled elements, evenly thinned where there are too many."""
+def axes(posterior: Posterior) -> dict[str, tuple[str, ...]]:
+    """Return the name of every axis of every site.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        Site -> names; empty where the model cannot be traced, as names are no reason to lose a check.
+    """
+    try:
+        first = {k: v[0] for k, v in posterior.draws(1).items()}
+        return {name: site.dims for name, site in sites(posterior, posterior._prepare(None), first).items()}
+    except Exception:
+        return {}
+
+
+def _elements(posterior: Posterior, values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Split ``(chain, draw, ...)`` arrays into named elements, evenly thinned where there are too many."""
+    dims = axes(posterior) if any(v.ndim > 2 for v in values.values()) else {}
     total = sum(int(np.prod(v.shape[2:])) for v in values.values())
     step = max(1, math.ceil(total / _MOST_ELEMENTS))
     found: dict[str, NDArray[np.float64]] = {}
     for name, value in values.items():
         shape = value.shape[2:]
-        for count, index in enumerate(np.ndindex(shape)):
+        labels = names(posterior, name, dims.get(name), shape)
+        for count, (label, index) in enumerate(zip(labels, np.ndindex(shape), strict=True)):
             if count % step == 0:
-                label = f"{name}[{','.join(map(str, index))}]" if shape else name
                 found[label] = value[(slice(None), slice(None), *index)]
     return found
 
@@ -581,7 +599,7 @@ def moment_bounds(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
     weights = _array(posterior.log_weights(draws, seed=seed))
     k = khat(weights)
     count = min(draws, num_draws)
-    elements = _elements({n: _array(v)[None] for n, v in posterior.draws(count, seed=seed).items()})
+    elements = _elements(posterior, {n: _array(v)[None] for n, v in posterior.draws(count, seed=seed).items()})
     elements = {n: v for n, v in elements.items() if v.std() > 0}
     # fourth moment in standard deviations, three for a normal
     fourth = max(float(((v - v.mean()) ** 4).mean() / v.var() ** 2) for v in elements.values())
@@ -658,7 +676,7 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     if hidden >= set(stacked):
         raise NotApplicable("all latents are weights of a network, which restarts find in other orders; compare scores")
     stacked = {n: v for n, v in stacked.items() if n not in hidden}
-    elements = {k: v for k, v in _elements(stacked).items() if v.std() > 0}
+    elements = {k: v for k, v in _elements(posterior, stacked).items() if v.std() > 0}
     if not elements:
         raise NotApplicable("the guide is a point estimate, whose restarts have no spread to be compared in")
     values = {k: _split_free(az, v) for k, v in elements.items()}

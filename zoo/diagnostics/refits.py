@@ -17,7 +17,8 @@ from torch import Tensor
 
 from zoo.diagnostics.adapter import _trace, sites
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
-from zoo.diagnostics.inference import _array, _judge, _needs_guide, khat_threshold
+from zoo.diagnostics.inference import _array, _judge, _needs_guide, axes, khat_threshold
+from zoo.diagnostics.labels import names
 from zoo.diagnostics.predictive import Loo, _per_row, leave_one_out
 from zoo.diagnostics.uniformity import ecdf_band, ecdf_p_value
 from zoo.errors import ZooError
@@ -206,7 +207,7 @@ class Refits:
             truth = posterior.runs.map(simulate, self.num, seed=self.seed)
         except NotImplementedError as error:
             raise NotApplicable(f"the prior cannot be sampled ({error})") from error
-        picked = _pick({n: first[n] for n in latents})
+        picked = _pick(self.posterior, {n: first[n] for n in latents})
         refitter = _Refitter(posterior)
         rng = np.random.default_rng(self.seed)
         ranks: dict[str, list[int]] = {}
@@ -230,15 +231,20 @@ class Refits:
         return Ranks(ranks={k: np.array(v) for k, v in ranks.items()}, largest=DRAWS, least_ess=least)
 
 
-def _pick(latents: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _pick(posterior: Posterior, latents: Mapping[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return label -> (site, index) of at most ``_MOST_QUANTITIES`` elements, evenly spread over all."""
-    every: list[tuple[str, tuple[int, ...]]] = []
+    dims = axes(posterior)
+    picked: dict[str, tuple[str, tuple[int, ...]]] = {}
+    count = 0
     total = sum(v.numel() for v in latents.values())
     step = max(1, math.ceil(total / (_MOST_QUANTITIES - 1)))
-    for count, (name, index) in enumerate((n, i) for n, v in latents.items() for i in np.ndindex(tuple(v.shape))):
-        if count % step == 0:
-            every.append((name, index))
-    return {f"{n}[{','.join(map(str, i))}]" if i else n: (n, i) for n, i in every}
+    for name, value in latents.items():
+        labels = names(posterior, name, dims.get(name), value.shape)
+        for label, index in zip(labels, np.ndindex(tuple(value.shape)), strict=True):
+            if count % step == 0:
+                picked[label] = (name, index)
+            count += 1
+    return picked
 
 
 def _drawn(fit: Posterior, batch: Batch, latents: list[str], seed: int) -> tuple[dict[str, Tensor], float]:
@@ -480,7 +486,7 @@ def vi_against_nuts(
     assert reference.sample_stats is not None
     from zoo.diagnostics.inference import _elements, _split_free
 
-    chains = _elements({k: _array(v) for k, v in reference.chains.items()})
+    chains = _elements(posterior, {k: _array(v) for k, v in reference.chains.items()})
     worst_r = max(_split_free(az, v) for v in chains.values())
     diverged = float(reference.sample_stats["diverging"].double().mean())
     if worst_r > 1.05 or diverged > 0.0025:
@@ -488,7 +494,8 @@ def vi_against_nuts(
             f"the chains of NUTS are no reference: R-hat {worst_r:.2f}, {100 * diverged:.1f}% divergences"
         )
     count = 4 * draws
-    own = _elements({k: _array(v)[None] for k, v in posterior.draws(count, seed=seed).items() if k in reference.chains})
+    drawn = posterior.draws(count, seed=seed)
+    own = _elements(posterior, {k: _array(v)[None] for k, v in drawn.items() if k in reference.chains})
     quantile = float(norm.ppf(1 - 0.005 / len(own)))
     ratios, distances, sure_ratio, sure_distance = {}, {}, {}, {}
     for name, values in own.items():

@@ -175,7 +175,7 @@ def reweighted_moments(posterior: Posterior, *, num_draws: int = 1_000, seed: in
         raise NotApplicable("the guide is too far from the posterior for its draws to be reweighted")
     weights = _smoothed(log)
     values = {n.removeprefix("draw/"): _array(v)[None] for n, v in found.items()}
-    elements = {n: v[0] for n, v in _elements(values).items() if v.std() > 0}
+    elements = {n: v[0] for n, v in _elements(posterior, values).items() if v.std() > 0}
     quantile = float(norm.ppf(1 - 0.005 / max(len(elements), 1)))
     shifts, ratios, sure_shift, sure_ratio = {}, {}, {}, {}
     for name, x in elements.items():
@@ -330,7 +330,7 @@ def power_scaling(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0
     judged = {k: v[None] for k, v in draws.items() if k not in hidden}
     if not judged:
         raise NotApplicable("every latent shapes the prior of others, or is a weight of a network")
-    values = {k: v[0] for k, v in _elements(judged).items() if v.std() > 0}
+    values = {k: v[0] for k, v in _elements(posterior, judged).items() if v.std() > 0}
     if not values:
         raise NotApplicable("no latent varies")
     step = max(1, math.ceil(len(values) / _MOST_PARAMETERS))

@@ -197,8 +197,9 @@ def holds_data(ax: Axes) -> bool:
 
 def _say_nothing(ax: Axes, words: str = _NOTHING) -> None:
     """Put a sentence in the place of what cannot be drawn."""
-    if ax.get_legend() is not None:
-        ax.get_legend().remove()
+    legend = ax.get_legend()
+    if legend is not None:
+        legend.remove()
     ax.set_xticks([])
     ax.set_yticks([])
     ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=MUTED)
@@ -377,8 +378,8 @@ def khat_repeats(values: ArrayLike, *, pooled: float | None = None, good: float 
     def paint(ax: Axes) -> None:
         ax.axvspan(left, good, color=GREEN, alpha=0.08, linewidth=0)
         ax.axvspan(limit, right, color=RED, alpha=0.08, linewidth=0)
-        for at, colour in ((good, GREEN), (limit, RED)):
-            ax.axvline(at, color=colour, linewidth=1, linestyle=(0, (4, 3)))
+        for bound, colour in ((good, GREEN), (limit, RED)):
+            ax.axvline(bound, color=colour, linewidth=1, linestyle=(0, (4, 3)))
         at = np.arange(1, k.size + 1)
         over = np.isposinf(k)
         ax.scatter(k[~over], at[~over], s=26, color=BLUE, zorder=3, label="repeat")

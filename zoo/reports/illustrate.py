@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.diagnostics.labels import element
 from zoo.reports import figures
 from zoo.reports.figures import Drawing
 from zoo.reports.parts import Parts
@@ -122,13 +123,13 @@ def _worst(dataset: Any, rows: Sequence[Mapping[str, Any]], most: int = 4) -> di
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['site']}[{row['element']}]" if row["element"] else str(row["site"])
+    return element(str(row["site"]), [row["element"]] if row["element"] else [])
 
 
 def _chain(variable: Any, index: tuple[int, ...]) -> Array:
     dims = [d for d in variable.dims if d not in ("chain", "draw")]
-    element = variable.isel(dict(zip(dims, index, strict=True)))
-    return np.asarray(element.transpose("chain", "draw").values, dtype=np.float64)
+    one = variable.isel(dict(zip(dims, index, strict=True)))
+    return np.asarray(one.transpose("chain", "draw").values, dtype=np.float64)
 
 
 def _funnel(dataset: Any) -> tuple[tuple[str, Array], tuple[str, Array]] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Parts"]
 
@@ -21,7 +21,7 @@ class Parts:
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
 
-    def make(self, part: str, function: Callable[[], T], otherwise: T) -> T:
+    def make(self, part: str, function: Callable[[], T], otherwise: Any) -> T | Any:
         """Make a part; where that fails, remember why and warn.
 
         Args:
