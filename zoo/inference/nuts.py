@@ -353,7 +353,7 @@ def _library(potential: Potential, point: Any, compile: bool) -> tuple[Compiled 
     except Exception as error:
         return None, f"cannot be compiled: {type(error).__name__}: {_first(error)}"
     right, slope = _eager(potential).evaluate(point)
-    tolerance = 1e-3 if potential.dtype == torch.float32 else 1e-8
+    tolerance = 1e-8 if potential.epsilon < 1e-12 else max(1e-3, 30 * potential.epsilon)
     apart = max(abs(value - right) / (1.0 + abs(right)), np.abs(gradient - slope).max() / (1.0 + np.abs(slope).max()))
     if not apart <= tolerance:
         return None, f"the compiled log density differs from the eager one by {apart:.1g}, relatively"

@@ -56,6 +56,7 @@ class Potential:
         constants: The tensors that the graph takes after ``flat`` (data, mostly).
         reason: Why there is no graph; empty if there is one.
         nodes: Operations of the graph.
+        epsilon: Rounding error of the narrowest floating-point type in it that depends on ``flat``.
 
     Raises:
         PairError: If the model does not run, observes what it cannot have produced, has no continuous latent, a
@@ -194,11 +195,12 @@ class Potential:
         self.graph: fx.GraphModule | None = None
         self.constants: list[Tensor] = []
         self.reason, self.nodes = "", 0
+        self.epsilon = torch.finfo(self.dtype).eps
         example = torch.zeros(self.size, dtype=self.dtype)
         last = LastSite()
         try:
             with last:
-                graph = make_fx(both)(example)
+                graph = _recorded(both, example)
         except Exception as error:
             where = f" at site '{last.name}'" if last.name else ""
             text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -206,6 +208,7 @@ class Potential:
             return
         self.graph, self.constants = fold_constants(graph, example)
         self.nodes = len(self.graph.graph.nodes)
+        self.epsilon = _epsilon(graph.graph, self.dtype)
         for node in self.graph.graph.nodes:
             if node.op == "call_function" and _is_random(node):
                 raise PairError(
@@ -267,7 +270,7 @@ class Potential:
         with self._world(), torch.no_grad():
             function: Callable[..., tuple[Tensor, ...]] = one
             if self.graph is not None:
-                graph, constants = fold_constants(make_fx(one)(rows[0]), rows[0])
+                graph, constants = fold_constants(_recorded(one, rows[0]), rows[0])
                 function = lambda row: graph(row, *constants)  # noqa: E731
             try:
                 stacked = [torch.vmap(function)(part) for part in parts]
@@ -370,6 +373,14 @@ def _vectorized(site: Any) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------- the graph
+def _recorded(function: Callable[[Tensor], Any], example: Tensor) -> fx.GraphModule:
+    """Trace a function, without calls that failed on operands of two types, which are recorded too."""
+    graph = make_fx(function)(example)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModule, list[Tensor]]:
     """Evaluate everything in a traced graph that does not depend on its input.
 
@@ -453,6 +464,27 @@ def fold_constants(graph: fx.GraphModule, example: Tensor) -> tuple[fx.GraphModu
         copies[node].meta, copies[node].type = {}, None
     new.lint()
     return fx.GraphModule(torch.nn.Module(), new), constants
+
+
+def _epsilon(graph: fx.Graph, dtype: torch.dtype) -> float:
+    """Return the rounding error of the narrowest type that the input of a graph passes through.
+
+    Args:
+        graph: As it was traced.
+        dtype: Of the input.
+
+    Returns:
+        The largest epsilon.
+    """
+    depends: set[fx.Node] = set()
+    found = {dtype}
+    for node in _reachable(graph):
+        if node.op == "placeholder" or any(source in depends for source in node.all_input_nodes):
+            depends.add(node)
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found.add(value.dtype)
+    return max(torch.finfo(kind).eps for kind in found)
 
 
 def _laid_out(node: fx.Node, value: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo.errors import PairError
 from zoo.inference.objectives import losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, pyro_world, seeded, stream
+from zoo.inference.promotion import OneType
 from zoo.types import Batch, Elbo, Pair
 
 __all__ = ["MAX_BYTES", "Prediction", "Runs", "block_seed", "given_draws", "joined"]
@@ -126,7 +127,8 @@ class Runs:
         """
         with pyro_world(dtype=self.dtype, device=self.device), torch.no_grad():
             if self.layout is None:
-                yield
+                with OneType(self.dtype):
+                    yield
                 return
             modes = [(m, m.training) for m in self.layout.modules]
             for module, _ in modes:

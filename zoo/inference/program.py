@@ -37,6 +37,7 @@ from torch.utils.flop_counter import flop_registry
 
 from zoo.errors import DataError, PairError, suggest
 from zoo.inference.library import Library, build, lift_constants
+from zoo.inference.promotion import OneType
 
 __all__ = [
     "LOCK",
@@ -278,7 +279,9 @@ class Layout:
         state = {"params": dict(zip(self.names, values, strict=True)), "constraints": dict(self.constraints)}
         saved = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules]
         try:
-            with pyro.get_param_store().scope(state), _Bound(swap, tracing=tracing):
+            # Bound values are put in first: they may be of another type than what they meet.
+            types = OneType(torch.get_default_dtype())
+            with pyro.get_param_store().scope(state), types, _Bound(swap, tracing=tracing):
                 yield
         finally:
             for module, own, kept in saved:
@@ -349,7 +352,8 @@ def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dt
     before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
     store = pyro.get_param_store()
     with store.scope({"params": {}, "constraints": {}}):
-        run()
+        with OneType(torch.get_default_dtype()):
+            run()
         state = store.get_state()
         aliases = dict(state["params"])
         kept = {n: _stateless(c) for n, c in state["constraints"].items()}
