@@ -192,7 +192,8 @@ def gaps_of(**gaps):
         for label in ("a", "b")
     }  # fmt: skip
     replicates = {
-        label: {n: f.scores[n].value + (spread if label == "b" else np.zeros(20)) for n in gaps} for label, f in fits.items()
+        label: {n: f.scores[n].value + (spread if label == "b" else np.zeros(20)) for n in gaps}
+        for label, f in fits.items()
     }
     by, signs = _deciding(fits, replicates, "nlpd", 1.0)
     ordered = sorted(fits.values(), key=lambda f: signs[by] * f.scores[by].value)

@@ -241,7 +241,7 @@ def test_a_pair_trained_in_a_plain_loop_is_diagnosed(batch):
     assert diagnosis["optimiser_stationarity"].verdict != "not run"
     check = refits.simulation_calibration(fit, refits=refits.Refits(fit, num=30))
     assert check.verdict == "pass"
-    assert set(fit.to_arviz(num_draws=20).groups()) >= {"posterior", "log_likelihood", "prior"}
+    assert set(fit.to_datatree(num_draws=20).children) >= {"posterior", "log_likelihood", "prior"}
 
 
 def test_a_store_without_the_pairs_parameters_is_refused(batch):

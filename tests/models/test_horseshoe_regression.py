@@ -421,7 +421,7 @@ def test_imputed_fits_are_saved_and_exported(sampled: tuple[Dataset, zoo.Posteri
     assert loaded.predict_table(new, seed=1).equals(posterior.predict_table(new, seed=1))
     idata = loaded.to_arviz(num_draws=50)
     assert idata.posterior["x_mis"].dims == ("chain", "draw", "missing")
-    assert set(idata.observed_data) == {"y"}
+    assert set(idata.observed_data.data_vars) == {"y"}
 
 
 def test_what_cannot_be_imputed_is_refused(linear: Dataset) -> None:

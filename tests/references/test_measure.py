@@ -196,7 +196,7 @@ def test_data_are_never_simulated_from_an_improper_prior() -> None:
         check = diagnose(posterior, checks=["prior_predictive_check"])["prior_predictive_check"]
         assert (check.verdict != "not run") is proper
         assert ("improper" in check.explanation) is not proper
-        assert ("prior" in posterior.to_arviz(num_draws=20).groups()) is proper
+        assert ("prior" in posterior.to_datatree(num_draws=20).children) is proper
 
 
 # ------------------------------------------------------------------------------------------------------------ command

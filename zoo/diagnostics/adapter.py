@@ -22,6 +22,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
+from zoo.diagnostics import _arviz
 from zoo.diagnostics.labels import dimension
 from zoo.errors import DataError, ZooError
 from zoo.inference.predictive import Replicate, given_draws
@@ -497,7 +498,7 @@ def take_rows(data: Dataset, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------- ArviZ
 def to_arviz(
     posterior: Posterior, *, num_draws: int = 1_000, max_elements: int = 10_000, seed: int = 0
-) -> az.InferenceData:
+) -> az.InferenceData | xr.DataTree:
     """Convert a posterior to ArviZ.
 
     Groups: ``posterior`` (latents, deterministic sites and, where discrete latents are summed out, draws of them from
@@ -514,13 +515,39 @@ def to_arviz(
         seed: Of all draws.
 
     Returns:
-        The inference data, on which ``az.summary``, ``az.loo`` and the plots run as they are.
+        The container of the installed ArviZ, on which ``az.summary``, ``az.loo`` and the plots run as they are:
+        ``InferenceData`` for ArviZ 0.x, xarray's ``DataTree`` from ArviZ 1 on.
 
     Raises:
         DataError: If ``num_draws`` or ``max_elements`` is not positive.
     """
-    import arviz as az
+    return _arviz.inference_data(*_groups(posterior, num_draws, max_elements, seed))
 
+
+def to_datatree(
+    posterior: Posterior, *, num_draws: int = 1_000, max_elements: int = 10_000, seed: int = 0
+) -> xr.DataTree:
+    """Convert a posterior to xarray's tree, the container of ArviZ 1, whichever ArviZ is installed.
+
+    Args:
+        posterior: A fit.
+        num_draws: As of :func:`to_arviz`.
+        max_elements: As of :func:`to_arviz`.
+        seed: As of :func:`to_arviz`.
+
+    Returns:
+        The tree, with one node per group; ``attrs["left_out"]`` at its root.
+
+    Raises:
+        DataError: If ``num_draws`` or ``max_elements`` is not positive.
+    """
+    return _arviz.tree(*_groups(posterior, num_draws, max_elements, seed))
+
+
+def _groups(
+    posterior: Posterior, num_draws: int, max_elements: int, seed: int
+) -> tuple[dict[str, xr.Dataset], dict[str, str]]:
+    """Return the groups of a posterior, and what stands at their root."""
     if num_draws < 1 or max_elements < 1:
         raise DataError(f"num_draws={num_draws}, max_elements={max_elements}; allowed: 1 or more of each")
     left_out: list[str] = []
@@ -587,28 +614,7 @@ def to_arviz(
         "data": data.name,
         "left_out": json.dumps(left_out),
     }
-    return az.InferenceData(attrs=attrs, **{k: v for k, v in built.items() if v is not None and v.data_vars})
-
-
-def to_datatree(posterior: Posterior, **options: Any) -> xr.DataTree:
-    """Convert a posterior to the tree of ArviZ 1, with the groups, dims and labels of :func:`to_arviz`.
-
-    The tree is made by xarray, so ``arviz-base`` need not be installed; ``arviz-stats`` and ``arviz-plots`` take it as
-    it is.
-
-    Args:
-        posterior: A fit.
-        **options: Those of :func:`to_arviz`.
-
-    Returns:
-        The tree, with one node per group; ``attrs["left_out"]`` at its root.
-    """
-    import xarray as xr
-
-    found = to_arviz(posterior, **options)
-    tree = xr.DataTree.from_dict({f"/{group}": found[group] for group in found.groups()})
-    tree.attrs.update(found.attrs)
-    return tree
+    return {k: v for k, v in built.items() if v is not None and v.data_vars}, attrs
 
 
 def _choose_rows(

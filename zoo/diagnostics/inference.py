@@ -13,9 +13,11 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from zoo.diagnostics._arviz import tail_ess
 from zoo.diagnostics.adapter import _base, _trace, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.labels import names
+from zoo.diagnostics.psis import psis
 from zoo.types import Alternating
 
 if TYPE_CHECKING:
@@ -328,25 +330,18 @@ def khat_threshold(draws: int) -> float:
 def khat(log_weights: NDArray[np.float64]) -> float:
     r"""Return the Pareto shape of the largest importance weights.
 
-    ``az.psislw`` takes log weights, :math:`\log p - \log q`; for leave-one-out it is handed the negative log
-    likelihood.
-
     Args:
-        log_weights: ``(draws,)``.
+        log_weights: :math:`\log p - \log q` of each draw, ``(draws,)``; for leave-one-out the negative log likelihood.
 
     Returns:
         k-hat; 0 for weights that are equal to within one in a hundred, infinity if no draw has a finite weight.
     """
-    import arviz as az
-
     values = np.asarray(log_weights, dtype=np.float64)
     if np.isnan(values).any() or np.isposinf(values).any() or not np.isfinite(values).any():
         return math.inf
     if np.isfinite(values).all() and np.ptp(values) < 0.01:
-        return 0.0  # the tail of equal weights has no shape, and psislw reports infinity
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        return float(az.psislw(values)[1])
+        return 0.0  # the tail of equal weights has no shape, and its fit reports infinity
+    return float(psis(values)[1])
 
 
 def refuse_rows_alone(posterior: Posterior) -> None:
@@ -662,8 +657,6 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     References:
         Gelman, Rubin (1992), Statistical Science 7(4): 1.1; here between independent draws of several guides.
     """
-    import arviz as az
-
     if posterior.engine != "svi":
         raise NotApplicable("the posterior was sampled; its chains are the different starts")
     if not posterior.restarts:
@@ -679,7 +672,7 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     elements = {k: v for k, v in _elements(posterior, stacked).items() if v.std() > 0}
     if not elements:
         raise NotApplicable("the guide is a point estimate, whose restarts have no spread to be compared in")
-    values = {k: _split_free(az, v) for k, v in elements.items()}
+    values = {k: _split_free(v) for k, v in elements.items()}
     worst = max(values, key=lambda k: values[k])
     largest = values[worst]
     final = [float(np.mean(_array(p.losses)[-max(len(p.losses) // 5, 1) :])) for p in fits]
@@ -713,8 +706,10 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
     )
 
 
-def _split_free(az: Any, value: NDArray[np.float64]) -> float:
+def _split_free(value: NDArray[np.float64]) -> float:
     """Return the rank-normalised R-hat of ``(chain, draw)``; infinity where chains stand still at different places."""
+    import arviz as az
+
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         result = float(az.rhat(value, method="rank"))
@@ -849,13 +844,11 @@ def r_hat(posterior: Posterior) -> Check:
     References:
         Vehtari et al. (2021), Rank-normalization, folding, and localization, Bayesian Analysis 16(2).
     """
-    import arviz as az
-
     elements = _chains(posterior)
     count = len(next(iter(elements.values())))
     if count < 2:
         raise NotApplicable("there is one chain; agreement needs at least two")
-    values = {k: _split_free(az, v) for k, v in elements.items()}
+    values = {k: _split_free(v) for k, v in elements.items()}
     worst = max(values, key=lambda k: values[k])
     verdict = _judge(values[worst], 1.01, 1.05)
     return Check(
@@ -896,10 +889,10 @@ def ess(posterior: Posterior) -> Check:
 
     elements = _chains(posterior)
     smallest: dict[str, tuple[float, str]] = {}
-    for method in ("bulk", "tail"):
+    for method, of in (("bulk", az.ess), ("tail", tail_ess)):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            values = {k: float(az.ess(v, method=method)) if np.ptp(v) > 0 else 0.0 for k, v in elements.items()}
+            values = {k: float(of(v)) if np.ptp(v) > 0 else 0.0 for k, v in elements.items()}
         values = {k: v if math.isfinite(v) else 0.0 for k, v in values.items()}
         worst = min(values, key=lambda k: values[k])
         smallest[method] = (values[worst], worst)

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.diagnostics.adapter import Site, _base, _log_prob, _trace, evaluate, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, affordable, khat_threshold
+from zoo.diagnostics.psis import psis
 from zoo.inference.marginal import amortised, marginal_log_likelihood
 from zoo.inference.predictive import given_draws
 from zoo.tasks import Task, of
@@ -1021,10 +1022,8 @@ def leave_one_out(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
     if num_data > max_rows:
         rows = np.sort(np.random.default_rng(seed).choice(num_data, max_rows, replace=False))
     chosen = per_row[:, rows]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        weights, k = az.psislw((base[:, None] - chosen).T.copy(), reff)
-        whole = az.psislw(base.copy(), reff)[0] if np.ptp(base) > 0 else np.full(len(base), -math.log(len(base)))
+    weights, k = psis((base[:, None] - chosen).T, reff)
+    whole = psis(base, reff)[0] if np.ptp(base) > 0 else np.full(len(base), -math.log(len(base)))
     elpd = logsumexp(weights + chosen.T, axis=1)
     lppd = logsumexp(whole[:, None] + chosen, axis=0)
     share = num_data / len(rows)

@@ -487,7 +487,7 @@ def vi_against_nuts(
     from zoo.diagnostics.inference import _elements, _split_free
 
     chains = _elements(posterior, {k: _array(v) for k, v in reference.chains.items()})
-    worst_r = max(_split_free(az, v) for v in chains.values())
+    worst_r = max(_split_free(v) for v in chains.values())
     diverged = float(reference.sample_stats["diverging"].double().mean())
     if worst_r > 1.05 or diverged > 0.0025:
         raise NotApplicable(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from zoo.diagnostics.inference import (
     point_sites,
     refuse_rows_alone,
 )
+from zoo.diagnostics.psis import psis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -234,13 +234,9 @@ def reweighted_moments(posterior: Posterior, *, num_draws: int = 1_000, seed: in
 
 def _smoothed(log: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return Pareto-smoothed weights that sum to one."""
-    import arviz as az
-
     if np.ptp(log) < 1e-12:
         return np.full(len(log), 1 / len(log))
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        smooth = np.exp(az.psislw(log.copy())[0])
+    smooth = np.exp(psis(log)[0])
     return np.asarray(smooth / smooth.sum())
 
 

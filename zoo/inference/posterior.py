@@ -448,21 +448,21 @@ class Posterior:
             raise PairError(f"'{self.name}' has no representation of rows; `zoo list` shows methods that do")
         return self.method.transform(self, self.data.train if batch is None else batch, **options)
 
-    def to_arviz(self, **options: Any) -> arviz.InferenceData:
+    def to_arviz(self, **options: Any) -> arviz.InferenceData | xarray.DataTree:
         """Convert to ArviZ, every group; see :func:`zoo.diagnostics.to_arviz`.
 
         Args:
             **options: Passed on.
 
         Returns:
-            The inference data.
+            ``InferenceData`` for ArviZ 0.x, xarray's ``DataTree`` from ArviZ 1 on.
         """
         from zoo.diagnostics import to_arviz
 
         return to_arviz(self, **options)
 
     def to_datatree(self, **options: Any) -> xarray.DataTree:
-        """Convert to the tree of ArviZ 1, every group; see :func:`zoo.diagnostics.to_datatree`.
+        """Convert to xarray's tree, whichever ArviZ is installed; see :func:`zoo.diagnostics.to_datatree`.
 
         Args:
             **options: Passed on.

@@ -46,7 +46,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import arviz
 import numpy as np
 import pandas as pd
 import pyro
@@ -246,9 +245,11 @@ def _measure_reference(seed: int, fast: bool) -> dict[str, float]:
     Returns:
         Means of ``mu`` and ``tau``, and the largest distance of any mean in combined Monte Carlo errors.
     """
+    import arviz
+
     data = zoo.datasets.load("eight_schools")
     posterior = zoo.fit(METHOD, data, engine="nuts", seed=seed, draws=1_000 if fast else 2_500)
-    draws = posterior.to_arviz().posterior[list(_REFERENCE)]
+    draws = posterior.to_datatree()["posterior"].to_dataset()[list(_REFERENCE)]
     means, errors = draws.mean(("chain", "draw")), arviz.mcse(draws, method="mean")
     distances = [
         np.abs(means[name].values - mean) / np.hypot(errors[name].values, error)
@@ -277,12 +278,14 @@ def _measure_variational(seed: int, fast: bool) -> dict[str, float]:
     Returns:
         Pareto k-hat of each form, and its mean and standard deviation of ``tau`` over the exact ones.
     """
+    from zoo.diagnostics.inference import khat
+
     data = zoo.datasets.load("eight_schools")
     measured = {}
     for name, hyper in (("centred", Hyper(centred=True)), ("non-centred", Hyper())):
         posterior = zoo.fit(METHOD, data, hyper=hyper, engine="svi", seed=seed)
         log_weights = posterior.log_weights(2_000 if fast else 10_000, seed=seed)
-        measured[f"k-hat {name}"] = float(arviz.psislw(log_weights.double().cpu().numpy())[1])
+        measured[f"k-hat {name}"] = khat(log_weights.double().cpu().numpy())
         mean, sd = exact_moments(data, hyper)["tau"]
         tau = posterior.draws(4_000, seed=seed)["tau"].double()
         measured[f"tau mean / exact, {name}"] = float(tau.mean()) / float(mean)

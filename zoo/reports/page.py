@@ -104,6 +104,8 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
     """
     import arviz as az
 
+    from zoo.diagnostics._arviz import tail_ess
+
     small: list[dict[str, Any]] = []
     large: list[dict[str, Any]] = []
     if dataset is None:
@@ -152,7 +154,7 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
                 row |= {
                     "r_hat": float(az.rhat(flat[:, :, i])),
                     "ess_bulk": float(az.ess(flat[:, :, i], method="bulk")),
-                    "ess_tail": float(az.ess(flat[:, :, i], method="tail")),
+                    "ess_tail": tail_ess(flat[:, :, i]),
                 }
             small.append(row)
     return small, large
