@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import json as jsonlib
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -125,8 +127,29 @@ def _rank() -> int | None:
 
 
 def _fail(error: BaseException | str) -> NoReturn:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    typer.echo(f"error: {_in_flags(' '.join(str(error).split()))}", err=True)
     raise typer.Exit(2)
+
+
+def _in_flags(text: str) -> str:
+    """Return a message in the command line's own words: ``--drop key`` for the argument ``drop=['key']``.
+
+    Args:
+        text: What :mod:`zoo.datasets` says.
+
+    Returns:
+        The message.
+    """
+
+    def flags(found: re.Match[str]) -> str:
+        name, value = f"--{found[1].replace('_', '-')}", ast.literal_eval(found[2])
+        if isinstance(value, bool):
+            return "--day-first" if value else "--month-first"
+        return " ".join(f"{name} {shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value]))
+
+    names = "|".join(field.name for field in dataclasses.fields(_Own))
+    quoted = r"'[^'\\]*'|\"[^\"\\]*\""
+    return re.sub(rf"(?<![\w.])({names})=(\[(?:{quoted})\]|{quoted}|[0-9]+|True|False)", flags, text)
 
 
 def _fail_usage(error: Exception) -> None:
@@ -238,12 +261,37 @@ class _Engine(StrEnum):
 
 class _MissingEntries(StrEnum):
     refuse = "refuse"
+    drop = "drop"
+    level = "level"
     keep = "keep"
 
 
 _Missing = Annotated[
     _MissingEntries,
-    typer.Option(help="What to do with missing entries of features: `keep` is for methods that impute."),
+    typer.Option(
+        help="What to do with missing entries of features: refuse them, drop their rows, make a missing category a "
+        "level of its own (and keep missing numbers), or keep all, for methods that impute."
+    ),
+]
+_Categorical = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN", help="Column of your own file that holds names, whatever they look like; may be repeated."
+    ),
+]
+_Na = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WORD", help="Word of your own file that means a missing entry, such as ?; may be repeated."),
+]
+_DayFirst = Annotated[
+    bool | None,
+    typer.Option(
+        "--day-first/--month-first", help="Whether 03/04/2020 is in April or March, where the rows do not say."
+    ),
+]
+_Rare = Annotated[
+    int,
+    typer.Option(min=0, help="Pool categories of your own file with fewer training rows than this; 0 pools none."),
 ]
 
 
@@ -324,6 +372,10 @@ def show(
     group: _GroupOf = None,
     sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
+    categorical: _Categorical = None,
+    na: _Na = None,
+    day_first: _DayFirst = None,
+    rare: _Rare = 5,
     engine: Annotated[_Engine | None, typer.Option(help="Engine to measure. Default: the method's first.")] = None,
     hyper: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
@@ -384,10 +436,11 @@ def show(
         for claim in claims:
             _add(table, claim["statement"], claim["published"], claim["source"])
         shown.append(table)
-    if data or target or drop or group or sensitive or engine or hyper:
-        own = _Own(
-            target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task)
-        )
+    own = _Own(
+        target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task),
+        categorical=categorical or (), na=na or (), day_first=day_first, rare=rare,
+    )  # fmt: skip
+    if data or own != _Own() or engine or hyper:
         dataset = _own_data(ctx.obj, method, data, own)
         values["cost"], table = _cost(ctx.obj, method, dataset, _pairs(hyper or []), engine)
         shown.append(table)
@@ -496,14 +549,19 @@ def data_show(
     group: _GroupOf = None,
     sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
+    categorical: _Categorical = None,
+    na: _Na = None,
+    day_first: _DayFirst = None,
+    rare: _Rare = 5,
 ) -> None:
     """Show a data set as a method would see it: splits, columns, units, source and licence."""
     from zoo.reports.page import split_sizes
 
     with _warnings(ctx.obj):
         own = _Own(
-            target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task)
-        )
+            target=target, drop=drop or (), missing=missing.value, group=group, sensitive=sensitive, task=_value(task),
+            categorical=categorical or (), na=na or (), day_first=day_first, rare=rare,
+        )  # fmt: skip
         data = _dataset(name, own)
     sizes = split_sizes(data)
     values: dict[str, Any] = {
@@ -532,6 +590,8 @@ def data_show(
         kinds = f" ({len(data.target.categories)} classes)" if data.target.categories else ""
         _add(facts, "target", f"{data.target.name}{kinds}")
     shown: list[Any] = [facts]
+    if "notes" in data.extra:
+        values["notes"] = list(data.extra["notes"])
     gone = data.train.get("x_missing")
     if gone is not None:
         values["missing"] = {c.name: n for c, n in zip(data.columns, gone.sum(0).tolist(), strict=True) if n}
@@ -553,9 +613,11 @@ def data_show(
         values["unlabelled"] = int(data.train["y_missing"].sum())
         _add(facts, "unlabelled", f"{values['unlabelled']:,} training rows have no target")
     if 0 < len(data.columns) <= 100:
-        columns = _table("column", "mean", "scale", title="Features: (value - mean) / scale", right=(1, 2))
+        columns = _table("column", "mean", "scale", "", title="Features: (value - mean) / scale", right=(1, 2))
         for c in data.columns:
-            _add(columns, c.name, _number(c.mean), _number(c.scale))
+            _add(
+                columns, c.name, _number(c.mean), _number(c.scale), f"against {c.reference}" if c.reference else c.unit
+            )
         shown.append(columns)
     elif data.columns:
         _add(facts, "features", f"{len(data.columns):,}")
@@ -597,6 +659,10 @@ def fit(
     group: _GroupOf = None,
     sensitive: _SensitiveOf = None,
     task: _TaskOf = None,
+    categorical: _Categorical = None,
+    na: _Na = None,
+    day_first: _DayFirst = None,
+    rare: _Rare = 5,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the posterior and its report. Default: a new one, runs/NAME.")
     ] = None,
@@ -671,6 +737,10 @@ def fit(
                     "group": group,
                     "sensitive": sensitive,
                     "task": _value(task),
+                    "categorical": categorical or [],
+                    "na": na or [],
+                    "day_first": day_first,
+                    "rare": rare,
                     "hyper": _pairs(hyper or []),
                     "engine": _value(engine),
                     "steps": steps,
@@ -1182,11 +1252,16 @@ def predict(
         int | None, typer.Option(min=2, help="Posterior draws. Default: 1000 for a number, else 200.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides every random number of the prediction.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail, and write nothing, if a row cannot be predicted.")
+    ] = False,
 ) -> None:
     """Predict new rows by a saved posterior; with the target among the columns, print the scores too.
 
     A number gets mean, sd and a central interval in its own unit, a class its most probable label and the probability
     of each; a method of the task density says how probable the row itself is. The column `row` counts rows from 0.
+    Rows that cannot be predicted, as a value is missing or a category is new, are listed on stderr with line, column
+    and reason; their results are empty, and the column `refused` repeats the reason.
     """
     say: Say = ctx.obj
     if out is not None:
@@ -1197,18 +1272,20 @@ def predict(
     columns = keep or []
     with _warnings(say):
         posterior = load(folder)
-        found = predict_table(posterior, data, interval=interval, keep=columns, draws=draws, seed=seed)
+        found = predict_table(posterior, data, interval=interval, keep=columns, draws=draws, seed=seed, strict=strict)
     rows = len(found.frame)
     values: dict[str, Any] = {"name": posterior.name, "rows": rows, "scores": found.scores, "scored": found.scored}
+    if found.refused:
+        values["refused"] = [dataclasses.asdict(one) for one in found.refused]
     shown: list[Any] = []
     if found.scores:
-        some = "" if found.scored == rows else f" of {found.scored:,} evenly spaced rows"
+        some = "" if found.scored == rows else f" of {found.scored:,} rows"
         scores = _table("score", "", title=f"Scores{some}", right=(1,))
         for key, value in found.scores.items():
             _add(scores, key.replace("_", " "), _number(value))
         shown.append(scores)
     if out is None:
-        values["predictions"] = found.frame.to_dict("records")
+        values["predictions"] = found.frame.astype(object).where(found.frame.notna(), None).to_dict("records")
         if not say.json:
             typer.echo(table_bytes(found.frame, ".csv", keep=columns), nl=False)
             if not say.quiet:
@@ -1261,7 +1338,7 @@ def transform(
         frame = transform_table(posterior, data, keep=columns, mean=mean, seed=seed)
     values: dict[str, Any] = {"name": posterior.name, "rows": len(frame)}
     if out is None:
-        values["representation"] = frame.to_dict("records")
+        values["representation"] = frame.astype(object).where(frame.notna(), None).to_dict("records")
         if say.json:
             say.result(values)
         else:
@@ -1641,10 +1718,14 @@ class _Own:
     Args:
         target: Column to predict.
         drop: Columns to leave out.
-        missing: ``refuse`` or ``keep``.
+        missing: ``refuse``, ``drop``, ``level`` or ``keep``.
         group: Column that says the group of a row.
         sensitive: Column of which a representation shall tell nothing.
         task: ``classification``, ``regression`` or ``density``; ``None`` infers it.
+        categorical: Columns that hold names.
+        na: Words that mean a missing entry.
+        day_first: Whether 03/04/2020 is in April.
+        rare: Categories with fewer training rows are pooled.
     """
 
     target: str | None = None
@@ -1653,6 +1734,10 @@ class _Own:
     group: str | None = None
     sensitive: str | None = None
     task: str | None = None
+    categorical: Sequence[str] = ()
+    na: Sequence[str] = ()
+    day_first: bool | None = None
+    rare: int = 5
 
     def check(self, method: Method[Any]) -> None:
         """Refuse a group or a sensitive column that the method would not look at.
@@ -1718,22 +1803,15 @@ def _dataset(name: str, own: _Own | None = None) -> Dataset:
     if _is_file(name):
         if not Path(name).exists():
             raise DataError(f"file '{name}' does not exist; give the path of a file, or a name from `zoo data list`")
-        return datasets.read(
-            name,
-            target=own.target,
-            drop=own.drop,
-            missing=own.missing,
-            group=own.group,
-            sensitive=own.sensitive,
-            task=own.task,
-        )
+        return datasets.read(name, **dataclasses.asdict(own))
     data = datasets.load(name)
     target = "none" if data.target is None else data.target.name
     if own.target is not None and own.target != target:
         raise DataError(f"data set '{name}' has the target '{target}'; --target is for your own files")
-    for option in ("drop", "group", "sensitive", "task"):
-        if getattr(own, option):
-            raise DataError(f"data set '{name}' is taken as it is; --{option} is for your own files")
+    for option in ("drop", "group", "sensitive", "task", "categorical", "na", "day_first", "rare"):
+        if getattr(own, option) != getattr(_Own(), option):
+            flag = option.replace("_", "-")
+            raise DataError(f"data set '{name}' is taken as it is; --{flag} is for your own files")
     return data
 
 
@@ -1860,7 +1938,7 @@ def _warnings(say: Say) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning | RuntimeWarning):
-            say.note(f"note: {' '.join(str(message).split())}")
+            say.note(f"note: {_in_flags(' '.join(str(message).split()))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

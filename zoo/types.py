@@ -154,8 +154,15 @@ class Column:
         name: Column name as the user wrote it; an indicator feature is named ``column=category``.
         mean: Subtracted from the raw value, in the user's units.
         scale: Divided by, in the user's units.
-        categories: For a categorical target or source column, the categories in code order; else ``None``.
-        source: Column of the user's table that this feature came from; empty: ``name`` itself.
+        categories: For a categorical target or source column, the categories in code order; else ``None``. The first
+            one of a source column is the reference: it has no indicator, and every other one is compared with it.
+        source: Column of the user's table that this feature came from; empty: ``name`` itself. The indicators of one
+            factor have one source.
+        kind: ``number``, ``boolean``, ``date`` or ``text``: what the column holds, by which new rows are read; empty
+            where it was never read from a table, or stored before kinds were.
+        format: How its text spells numbers (the example ``1.234,5``) or dates (``%d/%m/%Y``); empty: the usual way.
+        unit: ``days since 2007-11-09`` for a date; else empty.
+        pooled: Rare categories that are one, the last of ``categories``.
     """
 
     name: str
@@ -163,6 +170,15 @@ class Column:
     scale: float = 1.0
     categories: tuple[str, ...] | None = None
     source: str = ""
+    kind: str = ""
+    format: str = ""
+    unit: str = ""
+    pooled: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """Category that an indicator is compared with; empty for a feature that is no indicator, and for a target."""
+        return self.categories[0] if self.categories and self.source and self.name != self.source else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from zoo.datasets.compressed import gunzip, refuse_bomb, refuse_zip_bomb
+from zoo.datasets.compressed import refuse_bomb, refuse_zip_bomb
+from zoo.datasets.delimited import read_delimited, refuse_duplicates
 from zoo.datasets.folders import read_folder
 from zoo.datasets.splits import TEST, TRAIN, VALIDATION
 from zoo.errors import DataError, MissingExtraError
@@ -43,6 +41,8 @@ class Raw:
         parts: Split of each row where the source says it (``x_train``, ``x_test``); else ``None``.
         source: Name of the file; empty for an object.
         task: Task of the source, where its format says it; else empty.
+        lines: Line of the file on which each row begins, of a text file; else ``None``.
+        separator: What stands between the cells of a text file, all of whose columns are text; else empty.
     """
 
     name: str
@@ -51,6 +51,8 @@ class Raw:
     parts: NDArray[np.int8] | None = None
     source: str = ""
     task: str = ""
+    lines: NDArray[np.int64] | None = None
+    separator: str = ""
 
 
 def open_table(source: Table) -> Raw:
@@ -73,13 +75,16 @@ def open_table(source: Table) -> Raw:
     if isinstance(source, str | Path):
         raw = replace(_from_path(Path(source)), source=Path(source).name)
     elif isinstance(source, pd.DataFrame):
-        raw = Raw(name="data", frame=source.reset_index(drop=True).set_axis([str(c) for c in source.columns], axis=1))
+        raw = Raw(name="data", frame=source.reset_index(drop=True))
     elif isinstance(source, Mapping):
         raw = _from_arrays("data", source)
     else:
         raise DataError(f"data of type {type(source).__name__}; give a path, a pandas DataFrame or a mapping of arrays")
-    _refuse_duplicates(raw.name, list(raw.frame.columns))
-    raw = replace(raw, frame=raw.frame.infer_objects())
+    # A name may have a line break in its file; messages and reports have one line for it.
+    names = [re.sub(r"\s*[\r\n]+\s*", " ", str(column)) for column in raw.frame.columns]
+    refuse_duplicates(raw.name, names)
+    raw = replace(raw, frame=raw.frame.set_axis(names, axis=1))
+    raw = raw if raw.separator else replace(raw, frame=raw.frame.infer_objects())
     if len(raw.frame) == 0 and raw.images is None:
         raise DataError(f"'{raw.name}' has column names but no rows")
     return raw
@@ -95,7 +100,8 @@ def _from_path(path: Path) -> Raw:
     if path.stat().st_size == 0:
         raise DataError(f"file '{path}' is empty")
     if name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        return Raw(name=stem, frame=_read_csv(path))
+        found = read_delimited(path)
+        return Raw(name=stem, frame=found.frame, lines=found.lines, separator=found.separator)
     if name.endswith(".npz"):
         return _from_arrays(stem, _read_npz(path))
     if name.endswith(".parquet"):
@@ -111,46 +117,6 @@ def _from_path(path: Path) -> Raw:
 
 
 # ------------------------------------------------------------------------------------------------------ tables
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        content = gunzip(path) if path.name.lower().endswith(".gz") else path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"file '{path}' is not text in UTF-8 (byte {error.start}); save it as a UTF-8 CSV") from error
-    del content
-    found = re.search(r"(?:^|(?<=\r))[^\r\n]*\S[^\r\n]*", text, re.MULTILINE)
-    first = "" if found is None else found[0]
-    if not first:
-        raise DataError(f"file '{path}' is empty")
-    separator = max(",;\t", key=first.count)
-    try:
-        header = [name.strip() for name in next(csv.reader([first], delimiter=separator))]
-    except csv.Error as error:
-        raise DataError(f"file '{path}' is not a table: {_line(error)}") from error
-    if all(_is_number(name) for name in header):
-        raise DataError(f"file '{path}' begins with numbers; its first line must name the columns")
-    _refuse_duplicates(path.name, [name for name in header if name])
-    try:
-        frame = pd.read_csv(io.StringIO(text), sep=separator, skipinitialspace=True, low_memory=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, ArithmeticError, MemoryError) as error:
-        raise DataError(f"file '{path}' is not a table: {_line(error)}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(f"file '{path}' has rows with more fields than its {len(header)} column names")
-    frame.columns = [str(name).strip() for name in frame.columns]
-    return _drop_row_numbers(frame, header)
-
-
-# A first column without a name that counts the rows is what `DataFrame.to_csv` adds; it is no feature.
-def _drop_row_numbers(frame: pd.DataFrame, header: list[str]) -> pd.DataFrame:
-    if header[0] or len(header) == 1 or len(frame) == 0:
-        return frame
-    values = frame.iloc[:, 0]
-    if not pd.api.types.is_integer_dtype(values) or not (np.diff(values.to_numpy()) == 1).all():
-        return frame
-    warnings.warn("the first column has no name and counts the rows; it is dropped", stacklevel=2)
-    return frame.iloc[:, 1:]
-
-
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         import pyarrow
@@ -162,7 +128,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         cells = 8 * about.num_rows * about.num_columns
         refuse_bomb(path, path.stat().st_size, cells, "write it as CSV if that is right")
         table = parquet.read_table(path)
-        _refuse_duplicates(path.name, table.column_names)
+        refuse_duplicates(path.name, table.column_names)
         return table.to_pandas().reset_index(drop=True).rename(columns=str)
     except DataError:
         raise
@@ -235,7 +201,7 @@ def _from_arrays(name: str, entries: Mapping[str, Any]) -> Raw:
         for j in range(flat.shape[1]):
             names.append(f"{key}{j}" if wide else key)
             columns[names[-1]] = flat[:, j]
-    _refuse_duplicates(name, names)
+    refuse_duplicates(name, names)
     return Raw(name=name, frame=pd.DataFrame(columns), images=images, parts=parts)
 
 
@@ -292,21 +258,5 @@ def _join_parts(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]
 
 
 # ------------------------------------------------------------------------------------------------------- small
-def _refuse_duplicates(name: str, columns: list[str]) -> None:
-    twice = (
-        sorted({column for column in columns if columns.count(column) > 1}) if len(set(columns)) < len(columns) else []
-    )
-    if twice:
-        raise DataError(f"'{name}' names these columns more than once: {', '.join(twice)}; rename or remove them")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -152,6 +152,11 @@ def _column(values: Mapping[str, Any]) -> Column:
         scale=values["scale"],
         categories=None if categories is None else tuple(_text(category) for category in categories),
         source=_text(values["source"]),
+        # Data sets that were stored before these fields came have them empty.
+        kind=_text(values.get("kind", "")),
+        format=_text(values.get("format", "")),
+        unit=_text(values.get("unit", "")),
+        pooled=tuple(_text(category) for category in values.get("pooled", ())),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,17 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from zoo.datasets.encoding import (
+    MAX_CATEGORIES,
+    MISSING_LEVEL,
+    Levels,
+    collinear,
+    encode_features,
+    raw_features,
+    standardise,
+)
 from zoo.datasets.files import Raw, open_table
+from zoo.datasets.kinds import Cells, classify, read_as
 from zoo.datasets.splits import TEST, TRAIN, VALIDATION, hold_out, partition
 from zoo.errors import DataError, UnknownNameError, suggest
 from zoo.types import Batch, Column, Dataset
@@ -23,14 +33,14 @@ if TYPE_CHECKING:
 
     from zoo.datasets.files import Table
 
-__all__ = ["MAX_CATEGORIES", "encode", "read"]
+__all__ = ["MAX_CATEGORIES", "Encoded", "Refused", "encode", "encode_rows", "read"]
 
-MAX_CATEGORIES = 1_000
 _MAX_INFERRED_CLASSES = 20
 _MAX_SENSITIVE_GROUPS = 20
 _FAIR = "fair_representation"
 _TASKS = ("classification", "density", _FAIR, "regression")
-_MISSING = ("refuse", "keep")
+_MISSING = ("refuse", "keep", "drop", "level")
+_REFERENCES = ("frequent", "first")
 
 
 def read(
@@ -46,17 +56,28 @@ def read(
     missing: str = "refuse",
     group: str | None = None,
     sensitive: str | None = None,
+    categorical: Sequence[str] = (),
+    na: Sequence[str] = (),
+    day_first: bool | None = None,
+    rare: int = 5,
+    reference: str = "frequent",
 ) -> Dataset:
     r"""Read the user's own data into a data set.
 
     Every batch holds ``x`` (float32, ``(rows, features)``), ``y`` and ``index``. Features are standardised with the
     mean and the standard deviation of the training rows; so is the target of a regression (float32). A classification
     target becomes codes (int64, ``0 .. num_classes - 1``) of its sorted labels. A column of text becomes 0/1
-    indicators, one per category but the first (the reference), named ``column=category`` and standardised like every
-    feature; the :class:`~zoo.types.Column` records mean and scale, so that coefficients can be told in the user's
-    units. A column with one value in all training rows is dropped with a warning. Images (``x`` of three or four
+    indicators, one per category but the reference, named ``column=category`` and standardised like every feature; the
+    :class:`~zoo.types.Column` records mean and scale, so that coefficients can be told in the user's units, and with
+    which category they compare. A date becomes the number of days since the first of the training rows. A column with
+    one value in all training rows is dropped with a warning, features that are exact combinations of others are named
+    in one, and all such warnings are kept as ``extra["notes"]``. Images (``x`` of three or four
     dimensions) are flattened; 8-bit ones are divided by 255 and nothing is standardised. Their shape, ``(channels,
     height, width)`` with the channels red, green, blue, is ``extra["image_shape"]``.
+
+    Every cell of a text file is read as text. What a column holds (numbers, true and false, dates or names) is decided
+    by all of its training rows and stored, and new rows are read by it (see :mod:`zoo.datasets.kinds`). Rows without a
+    target are left out with a warning.
 
     The split is seeded, stratified by class for a classification, and keeps the order of the rows within each split.
     Entries named ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``*_validation``) keep the split they came with.
@@ -74,9 +95,10 @@ def read(
             By default text, booleans and at most :math:`\min(20, \max(2, \sqrt{rows}))` distinct integers mean
             classification.
         drop: Columns to leave out, such as an identifier.
-        missing: ``refuse``, or ``keep`` for methods that impute: a missing entry of a feature is encoded as 0, which is
-            the mean of the observed ones, and where any is missing every batch has ``x_missing`` (bool, ``(rows,
-            features)``). The target is never imputed.
+        missing: What to do with missing entries of features. ``refuse`` them; ``drop`` their rows; make a missing
+            category a ``level`` of its own, ``(missing)``, and keep the missing numbers; or ``keep`` all, for methods
+            that impute: a missing entry is encoded as 0, which is the mean of the observed ones, and where any is
+            missing every batch has ``x_missing`` (bool, ``(rows, features)``). The target is never imputed.
         group: Column that says to which group (a clinic, a county) a row belongs, for methods that know groups. It is
             no feature: every batch has ``group`` (int64, ``(rows,)``), codes of the sorted labels of the training rows,
             which are ``coords["group"]``; ``extra["group"]`` is the column's name. Where rows are of other groups, the
@@ -86,6 +108,12 @@ def read(
             ``extra["num_groups"]`` counts them and ``extra["sensitive"]`` is the column's name. The target, a class,
             may be missing in some rows: ``y`` is 0 there, and every batch has ``y_missing`` (bool, ``(rows,)``). The
             split is stratified by target and group together.
+        categorical: Columns that are names, whatever they look like: codes of digits, or where ``NA`` is a category.
+        na: Words that mean a missing entry in every column, such as ``?``, beside the usual ones.
+        day_first: Whether 03/04/2020 is in April, where the rows do not say.
+        rare: Categories with fewer training rows than this (and at most 5% of them) are pooled as ``(other)``; 0 pools
+            none.
+        reference: Which category has no indicator: the ``frequent`` one, or the ``first`` of the alphabet.
 
     Returns:
         The data set.
@@ -93,80 +121,86 @@ def read(
     Raises:
         DataError: If the file cannot be read as its name says, a value is missing or not finite, the target does not
             suit the task, or too little is left to learn from.
-        UnknownNameError: If the target, a dropped column, the group's or the sensitive column or the task is unknown.
+        UnknownNameError: If the target, another column that is named, the task or the way with missing entries is
+            unknown.
     """
     raw = open_table(source)
-    if task is not None and task not in _TASKS:
-        raise UnknownNameError(f"task '{task}' cannot be read from a table{suggest(task, _TASKS)}")
-    if task not in (None, _FAIR) and sensitive is not None:
-        raise DataError(f"a sensitive column is for the task '{_FAIR}'; leave out the task '{task}' or the column")
-    if task == _FAIR and sensitive is None:
-        raise DataError(f"the task '{_FAIR}' needs a sensitive column; name it (sensitive='sex')")
-    columns = list(raw.frame.columns)
+    _refuse_options(task=task, sensitive=sensitive, missing=missing, reference=reference)
     for unwanted in drop:
-        if unwanted not in columns:
-            raise UnknownNameError(f"column '{unwanted}' to drop is unknown{_choices(unwanted, columns)}")
-    if missing not in _MISSING:
-        raise UnknownNameError(f"missing is '{missing}'{suggest(missing, _MISSING)}")
+        _refuse_unknown(raw, unwanted, f"column '{unwanted}' to drop")
     raw = replace(raw, frame=raw.frame.drop(columns=list(drop)))
+    for named in categorical:
+        _refuse_unknown(raw, named, f"categorical column '{named}'")
+    notes = _Notes()
     if task == "density":
-        return _read_features(raw, target, name=name, validation=validation, test=test, seed=seed, group=group)
-    target = _target_name(raw, target)
-    members = None if group is None else _group_labels(raw, group, target)
-    raw = raw if group is None else replace(raw, frame=raw.frame.drop(columns=group))
-    kinds = None if sensitive is None else _sensitive_labels(raw, sensitive, target)
-    raw = raw if sensitive is None else replace(raw, frame=raw.frame.drop(columns=sensitive))
-    unlabelled = raw.frame[target].isna().to_numpy() & (kinds is not None)
-    if missing == "keep":
-        _refuse_missing(raw.frame.loc[~unlabelled, [target]])
-    hint = ", or keep them (missing='keep') for a method that imputes"
-    entries = raw.frame if kinds is None else raw.frame.drop(columns=target)
-    _refuse_missing(entries, keep=missing == "keep", hint=hint)
-    if kinds is None:
-        task = task or raw.task or _infer_task(raw.frame[target])
-        y, column = _encode_target(raw.frame[target], task)
+        if target is not None or group is not None:
+            given = f"target '{target}'" if target is not None else f"group '{group}'"
+            raise DataError(f"the task density has features alone, but a {given} was given; leave it out")
+        raw = raw if raw.images is None else replace(raw, frame=raw.frame.iloc[:, :0])
     else:
-        task = _FAIR
-        y, column = _encode_some(raw.frame[target], unlabelled)
-    strata = y if task == "classification" else None
-    if kinds is not None:
-        names, s = _sensitive_codes(str(sensitive), kinds)
-        strata = np.where(unlabelled, -1, y) * len(names) + s
+        target = _target_name(raw, target)
+        _refuse_role(raw, group, "group", target)
+        _refuse_role(raw, sensitive, "sensitive", target)
+        task = _FAIR if sensitive is not None else task or raw.task or None
+    how = {"separator": raw.separator, "categorical": categorical, "na": na, "day_first": day_first, "note": notes.add}
+    labels = [name for name in (group, sensitive) if name is not None]
+    labels += [target] if target is not None and task in ("classification", _FAIR) else []
+    cells = classify(raw.frame, labels=labels, **how)
+    if target is not None and task is None:
+        task = _infer_task(cells[target])
+        if task == "classification":
+            cells |= classify(raw.frame[[target]], labels=[target], **how)
+    raw, cells = _without_gaps(raw, cells, target, notes, missing=missing, group=group, sensitive=sensitive)
+    roles = [name for name in (target, group, sensitive) if name is not None]
+    features = {name: column for name, column in cells.items() if name not in roles}
+    if raw.images is not None and features:
+        raise DataError(f"images come with a target alone; remove the entries {', '.join(features)}")
+
+    rows = len(raw.frame) if raw.images is None else len(raw.images)
+    y = column = strata = None
+    if target is not None:
+        y, column = _encode_target(cells[target], str(task))
+        strata = y if task == "classification" else None
+    if sensitive is not None and y is not None:
+        kinds, s = _sensitive_codes(cells[sensitive])
+        strata = np.where(cells[str(target)].missing, -1, y) * len(kinds) + s
     if raw.parts is None:
-        parts = partition(len(y), validation=validation, test=test, seed=seed, labels=strata)
+        parts = partition(rows, validation=validation, test=test, seed=seed, labels=strata)
     else:
         parts = hold_out(raw.parts, validation=validation, seed=seed, labels=strata)
-    if task == "regression":
+    train = parts == TRAIN
+    if task == "regression" and y is not None and column is not None:
         y, column = _standardise_target(y, column, parts)
+
+    dims: dict[str, tuple[str, ...]] = {"x": ("datum", "feature")} | ({} if y is None else {"y": ("datum",)})
+    extra: dict[str, Any] = {}
     if raw.images is None:
-        x, features = _encode_features(raw.frame.drop(columns=target), parts)
-        gone = np.isnan(x)
-        x[gone] = 0.0
-        extra: dict[str, Any] = {}
+        levels = Levels(rare=rare, reference=reference, missing=missing == "level")
+        x, columns = encode_features(features, train, levels, notes.add)
+        _note_collinear(x[train], columns, notes)
     else:
-        if len(raw.frame.columns) > 1:
-            others = ", ".join(c for c in raw.frame.columns if c != target)
-            raise DataError(f"images come with a target alone; remove the entries {others}")
-        x, features = _encode_images(raw.images)
-        gone = np.zeros((1, 1), dtype=bool)
-        extra = {"image_shape": tuple(int(n) for n in raw.images.shape[1:])}
-    coords: dict[str, Any] = {"feature": tuple(f.name for f in features)}
-    if column.categories is not None:
+        x, columns = _encode_images(raw.images)
+        extra["image_shape"] = tuple(int(n) for n in raw.images.shape[1:])
+    gone = np.isnan(x)
+    x[gone] = 0.0
+    coords: dict[str, Any] = {"feature": tuple(f.name for f in columns)}
+    if column is not None and column.categories is not None:
         extra["num_classes"] = len(column.categories)
         coords["class"] = column.categories
     batches = {part: _batch(x, y, parts == part) for part in (TRAIN, VALIDATION, TEST)}
-    dims: dict[str, tuple[str, ...]] = {"x": ("datum", "feature"), "y": ("datum",)}
-    if members is not None:
-        coords["group"] = _group_names(str(group), members[parts == TRAIN])
-        extra["group"] = str(group)
+    if group is not None:
+        members = cells[group].labels()
+        coords["group"] = _group_names(group, members[train])
+        extra["group"] = group
         dims["group"] = ("datum",)
         for part, batch in batches.items():
             batch |= _encode_groups(members[parts == part], coords["group"])[0]
-    if kinds is not None:
-        coords["sensitive"] = names
-        extra |= {"sensitive": str(sensitive), "num_groups": len(names)}
+    if sensitive is not None and y is not None and column is not None:
+        unlabelled = cells[str(target)].missing
+        coords["sensitive"] = kinds
+        extra |= {"sensitive": sensitive, "num_groups": len(kinds)}
         dims["s"] = ("datum",)
-        _refuse_unseen(str(sensitive), names, s[parts == TRAIN], y[(parts == TRAIN) & ~unlabelled], column)
+        _refuse_unseen(sensitive, kinds, s[train], y[train & ~unlabelled], column)
         for part, batch in batches.items():
             batch["s"] = torch.as_tensor(s[parts == part])
             if unlabelled.any():
@@ -177,57 +211,55 @@ def read(
         dims["x_missing"] = dims["x"]
         for part, batch in batches.items():
             batch["x_missing"] = torch.as_tensor(gone[parts == part])
+    kinds_of = {name: [cells[name].kind, cells[name].format] for name in (group, sensitive) if name is not None}
+    facts = {"kinds": kinds_of, "na": list(na), "notes": notes.said}
     return Dataset(
         name=name or raw.name,
-        task=task,
+        task=str(task),
         train=batches[TRAIN],
         validation=batches[VALIDATION] if len(batches[VALIDATION]["index"]) else None,
         test=batches[TEST] if len(batches[TEST]["index"]) else None,
-        columns=features,
+        columns=columns,
         target=column,
         dims=dims,
         coords=coords,
         source=raw.source,
-        extra=extra,
+        extra=extra | {key: fact for key, fact in facts.items() if fact},
     )
 
 
-def _read_features(
-    raw: Raw, target: str | None, *, name: str | None, validation: float, test: float, seed: int, group: str | None
-) -> Dataset:
-    """Read a table of features alone."""
-    if target is not None or group is not None:
-        given = f"target '{target}'" if target is not None else f"group '{group}'"
-        raise DataError(f"the task density has features alone, but a {given} was given; leave it out")
-    if raw.images is None:
-        _refuse_missing(raw.frame)
-    if raw.parts is None:
-        rows = len(raw.frame) if raw.images is None else len(raw.images)
-        parts = partition(rows, validation=validation, test=test, seed=seed)
-    else:
-        parts = hold_out(raw.parts, validation=validation, seed=seed)
-    if raw.images is None:
-        x, features = _encode_features(raw.frame, parts)
-        extra: dict[str, Any] = {}
-    else:
-        x, features = _encode_images(raw.images)
-        extra = {"image_shape": tuple(int(n) for n in raw.images.shape[1:])}
-    batches = {
-        part: {"x": _tensor(x[parts == part]), "index": torch.arange(int((parts == part).sum()))}
-        for part in (TRAIN, VALIDATION, TEST)
-    }
-    return Dataset(
-        name=name or raw.name,
-        task="density",
-        train=batches[TRAIN],
-        validation=batches[VALIDATION] if len(batches[VALIDATION]["index"]) else None,
-        test=batches[TEST] if len(batches[TEST]["index"]) else None,
-        columns=features,
-        dims={"x": ("datum", "feature")},
-        coords={"feature": tuple(f.name for f in features)},
-        source=raw.source,
-        extra=extra,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A row of a new table that cannot be encoded.
+
+    Args:
+        row: Counted from 0.
+        line: Of the text file, counted from 1; ``None`` for other tables.
+        column: Whose value is at fault.
+        reason: What is wrong with it.
+    """
+
+    row: int
+    line: int | None
+    column: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """New rows, as far as they can be encoded.
+
+    Args:
+        batch: The good rows; ``y`` is 0 where a row has no target that can be scored.
+        rows: Which rows of the table these are, counted from 0.
+        scorable: Which of them have a target.
+        refused: The other rows.
+    """
+
+    batch: Batch
+    rows: NDArray[np.int64]
+    scorable: NDArray[np.bool_]
+    refused: tuple[Refused, ...]
 
 
 def encode(dataset: Dataset, table: Table | Raw) -> Batch:
@@ -248,45 +280,406 @@ def encode(dataset: Dataset, table: Table | Raw) -> Batch:
         DataError: If the data set is no table, a value is missing or not finite, a category was not seen in training,
             or images have another shape or range; :class:`~zoo.errors.UnknownNameError` if a column is missing.
     """
-    if not dataset.columns:
-        raise DataError(f"data set '{dataset.name}' is not a table of features; give the batch itself")
+    rows = _NewRows.of(dataset, table if isinstance(table, Raw) else open_table(table))
+    _raise_faults(rows.faults + rows.target_faults)
+    return _new_batch(dataset, rows, np.ones(rows.size, dtype=bool))
+
+
+def encode_rows(dataset: Dataset, table: Table | Raw) -> Encoded:
+    """Encode the new rows that can be encoded, and say what is wrong with the others.
+
+    Args:
+        dataset: Data set made by :func:`read` or :func:`load` from a table or images.
+        table: As for :func:`encode`.
+
+    Returns:
+        The rows. A target that is missing, or a class that training did not have, only keeps a row from being scored.
+
+    Raises:
+        DataError: If the data set is no table, no row can be encoded, or images have another shape or range;
+            :class:`~zoo.errors.UnknownNameError` if a column is missing.
+    """
     raw = table if isinstance(table, Raw) else open_table(table)
-    shape = dataset.extra.get("image_shape")
-    if shape is not None:
-        if raw.images is None or tuple(raw.images.shape[1:]) != tuple(shape):
-            found = "no images" if raw.images is None else f"images of shape {tuple(raw.images.shape[1:])}"
-            raise DataError(f"entry 'x' holds {found}; data set '{dataset.name}' has images of shape {tuple(shape)}")
-        x, _ = _encode_images(raw.images)
-        most, usual = float(np.abs(x).max(initial=0.0)), float(dataset.train["x"].abs().max())
-        if most > 10 * usual:
+    rows = _NewRows.of(dataset, raw)
+    reasons: dict[int, tuple[str, str]] = {}
+    for fault in rows.faults:
+        for row in np.flatnonzero(fault.rows):
+            reasons.setdefault(int(row), (fault.column, fault.reason(row)))
+    good = np.ones(rows.size, dtype=bool)
+    good[list(reasons)] = False
+    if not good.any():
+        _raise_faults(rows.faults)
+    unscored = np.zeros(rows.size, dtype=bool)
+    for fault in rows.target_faults:
+        unscored |= fault.rows
+    batch = _new_batch(dataset, rows, good)
+    scorable = ~unscored[good] if "y" in batch else np.zeros(int(good.sum()), dtype=bool)
+    if "y" in batch and not scorable.any():
+        batch = {key: value for key, value in batch.items() if key != "y"}
+    return Encoded(
+        batch=batch,
+        rows=np.flatnonzero(good),
+        scorable=scorable,
+        refused=tuple(
+            Refused(row=row, line=None if raw.lines is None else int(raw.lines[row]), column=column, reason=reason)
+            for row, (column, reason) in sorted(reasons.items())
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- new rows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fault:
+    """What is wrong with some rows of a column: missing, infinite, unreadable, unseen or far."""
+
+    what: str
+    column: str
+    rows: NDArray[np.bool_]
+    values: NDArray[Any]
+    kind: str = "number"
+    known: tuple[str, ...] = ()
+
+    def reason(self, row: int) -> str:
+        shown = f"'{self.values[row]}'"
+        return {
+            "missing": "the value is missing",
+            "infinite": f"{shown} is infinite",
+            "unreadable": f"{shown} is no {self.kind or 'number'}",
+            "unseen": f"training did not have {shown}",
+            "far": f"{shown} is too far from the values of training",
+        }[self.what]
+
+
+def _raise_faults(faults: Sequence[_Fault]) -> None:
+    """Refuse a table for all faults of the first kind that it has."""
+    for what in ("missing", "infinite"):
+        counts = [(fault.column, int(fault.rows.sum())) for fault in faults if fault.what == what]
+        if counts:
+            shown = ", ".join(f"{name} ({count})" for name, count in counts[:20])
+            total, adjective = sum(count for _, count in counts), "missing (NaN)" if what == "missing" else what
+            more = ", ..." if len(counts) > 20 else ""
             raise DataError(
-                f"entry 'x' holds pixels up to {most:g}, and those of data set '{dataset.name}' reach {usual:g}; give "
-                "them in the same units (8-bit images are divided by 255)"
+                f"values that are no numbers: {total} {adjective} in {shown}{more}; fill them or drop their rows"
             )
-    else:
-        x = _apply_columns(dataset, raw.frame)
-    gone = np.isnan(x)
-    x[gone] = 0.0
-    batch = {"x": _tensor(x), "index": torch.arange(len(x))}
-    if "x_missing" in dataset.train:
-        batch["x_missing"] = torch.as_tensor(gone)
-    if "group" in dataset.extra:
-        batch |= _new_groups(dataset, raw)
-    if "sensitive" in dataset.extra:
-        batch["s"] = _new_sensitive(dataset, raw)
-    if dataset.target is not None and dataset.target.name in raw.frame and raw.frame[dataset.target.name].notna().any():
-        series = raw.frame[dataset.target.name]
-        unlabelled = series.isna().to_numpy(copy=True)
-        if "sensitive" in dataset.extra and dataset.target.categories is not None and unlabelled.any():
-            y = np.zeros(len(series), dtype=np.int64)
-            y[~unlabelled] = _codes(series[~unlabelled].infer_objects(), dataset.target.categories)
-            return batch | {"y": torch.as_tensor(y), "y_missing": torch.as_tensor(unlabelled)}
-        _refuse_missing(raw.frame[[dataset.target.name]])
-        if dataset.target.categories is None:
-            batch["y"] = _tensor((_numbers(series, "target") - dataset.target.mean) / dataset.target.scale)
+    for fault in faults:
+        values = list(dict.fromkeys(str(v) for v in fault.values[fault.rows]))
+        shown = ", ".join(map(repr, values[:5]))
+        if fault.what == "unreadable":
+            kind = {"date": "dates", "boolean": "true or false"}.get(fault.kind, "numbers")
+            raise DataError(f"column '{fault.column}' holds text such as '{values[0]}'; {kind} were expected")
+        if fault.what == "unseen":
+            known = ", ".join(fault.known[:20]) + (", ..." if len(fault.known) > 20 else "")
+            raise DataError(f"column '{fault.column}' has values that training did not have: {shown}; known: {known}")
+        raise DataError(f"column '{fault.column}' spans too wide a range for single precision: {shown}; rescale it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NewRows:
+    """Every row of a new table, as arrays, and what is wrong with which."""
+
+    x: NDArray[np.float64]
+    gone: NDArray[np.bool_]
+    faults: list[_Fault]
+    target_faults: list[_Fault]
+    members: NDArray[Any] | None = None
+    s: NDArray[np.int64] | None = None
+    y: NDArray[Any] | None = None
+    unlabelled: NDArray[np.bool_] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.x)
+
+    @classmethod
+    def of(cls, dataset: Dataset, raw: Raw) -> _NewRows:
+        if not dataset.columns:
+            raise DataError(f"data set '{dataset.name}' is not a table of features; give the batch itself")
+        faults: list[_Fault] = []
+        if dataset.extra.get("image_shape") is not None:
+            x = _new_images(dataset, raw)
         else:
-            batch["y"] = torch.as_tensor(_codes(series, dataset.target.categories))
+            x = _new_features(dataset, raw.frame, faults)
+        gone = np.isnan(x)
+        x[gone] = 0.0
+        members = s = None
+        if "group" in dataset.extra:
+            cells = _new_labels(dataset, raw, str(dataset.extra["group"]), "which says the group of a row")
+            _add_fault(faults, "missing", cells, cells.missing)
+            members = cells.labels(tuple(map(str, dataset.coords["group"])))
+        if "sensitive" in dataset.extra:
+            cells = _new_labels(dataset, raw, str(dataset.extra["sensitive"]), "which the encoder takes")
+            _add_fault(faults, "missing", cells, cells.missing)
+            s = _codes(cells, tuple(map(str, dataset.coords["sensitive"])), faults)
+        target_faults: list[_Fault] = []
+        y, unlabelled = _new_target(dataset, raw, target_faults)
+        return cls(
+            x=x, gone=gone, faults=faults, target_faults=target_faults, members=members, s=s, y=y, unlabelled=unlabelled
+        )
+
+
+def _new_batch(dataset: Dataset, rows: _NewRows, good: NDArray[np.bool_]) -> dict[str, Tensor]:
+    batch = {"x": _tensor(rows.x[good]), "index": torch.arange(int(good.sum()))}
+    if "x_missing" in dataset.train:
+        batch["x_missing"] = torch.as_tensor(rows.gone[good])
+    if rows.members is not None:
+        found, others = _encode_groups(rows.members[good], dataset.coords["group"])
+        batch |= found
+        if others:
+            count = int((found["new_group"] >= 0).sum())
+            shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
+            warnings.warn(
+                f"{count} of {len(found['group'])} rows belong to groups that training did not have: {shown}; what is "
+                "special about these is drawn from the population of groups",
+                stacklevel=3,
+            )
+    if rows.s is not None:
+        batch["s"] = torch.as_tensor(rows.s[good])
+    if rows.y is not None:
+        y = rows.y[good]
+        batch["y"] = torch.as_tensor(y) if y.dtype.kind == "i" else _tensor(y)
+        if rows.unlabelled is not None:
+            batch["y_missing"] = torch.as_tensor(rows.unlabelled[good])
     return batch
+
+
+def _new_images(dataset: Dataset, raw: Raw) -> NDArray[Any]:
+    shape = dataset.extra["image_shape"]
+    if raw.images is None or tuple(raw.images.shape[1:]) != tuple(shape):
+        found = "no images" if raw.images is None else f"images of shape {tuple(raw.images.shape[1:])}"
+        raise DataError(f"entry 'x' holds {found}; data set '{dataset.name}' has images of shape {tuple(shape)}")
+    x, _ = _encode_images(raw.images)
+    most, usual = float(np.abs(x).max(initial=0.0)), float(dataset.train["x"].abs().max())
+    if most > 10 * usual:
+        raise DataError(
+            f"entry 'x' holds pixels up to {most:g}, and those of data set '{dataset.name}' reach {usual:g}; give "
+            "them in the same units (8-bit images are divided by 255)"
+        )
+    return x
+
+
+def _new_features(dataset: Dataset, frame: pd.DataFrame, faults: list[_Fault]) -> NDArray[np.float64]:
+    plans: dict[str, list[Column]] = {}
+    for column in dataset.columns:
+        plans.setdefault(column.source or column.name, []).append(column)
+    absent = [source for source in plans if source not in frame.columns]
+    if absent:
+        known = ", ".join(frame.columns[:20])
+        raise UnknownNameError(f"these columns are missing: {', '.join(absent)}; the table has {known}")
+    # Numbers may be missing where some were in training; categories only in columns that lacked some there too.
+    lost = dataset.train.get("x_missing")
+    lacking = dict(zip((c.name for c in dataset.columns), [] if lost is None else lost.any(0).tolist(), strict=False))
+    values: dict[str, NDArray[np.float64]] = {}
+    for source, columns in plans.items():
+        plan = columns[0]
+        known = (*(plan.categories or ()), *plan.pooled)
+        kind = plan.kind or ("text" if plan.categories else "")
+        cells = read_as(frame[source], kind, plan.format, na=dataset.extra.get("na", ()), known=known)
+        may_lack = lost is not None and (plan.categories is None or lacking[plan.name])
+        if not may_lack and MISSING_LEVEL not in known:
+            _add_fault(faults, "missing", cells, cells.missing)
+        _add_fault(faults, "unreadable", cells, cells.unreadable)
+        if plan.categories is not None:
+            unseen = ~cells.missing & ~np.isin(cells.labels(known).astype(str), known)
+            _add_fault(faults, "unseen", cells, unseen, known)
+        else:
+            _add_fault(faults, "infinite", cells, np.isinf(cells.numbers))
+        raw = raw_features(cells, plan)
+        for column in columns:
+            value = (raw[column.name] - column.mean) / column.scale
+            with np.errstate(over="ignore"):
+                far = np.isfinite(value) & ~np.isfinite(value.astype(np.float32))
+            _add_fault(faults, "far", cells, far)
+            values[column.name] = np.where(far | np.isinf(value), np.nan, value)
+    return np.stack([values[column.name] for column in dataset.columns], axis=1)
+
+
+def _add_fault(
+    faults: list[_Fault], what: str, cells: Cells, rows: NDArray[np.bool_], known: tuple[str, ...] = ()
+) -> None:
+    if rows.any():
+        faults.append(
+            _Fault(what=what, column=cells.name, rows=rows, values=cells.values, kind=cells.kind, known=known)
+        )
+
+
+def _new_labels(dataset: Dataset, raw: Raw, column: str, why: str) -> Cells:
+    if column not in raw.frame:
+        role = "sensitive column" if column == dataset.extra.get("sensitive") else "column"
+        near = _choices(column, list(raw.frame.columns))
+        raise UnknownNameError(f"the {role} '{column}' is missing, {why}{near}")
+    kind, format = dataset.extra.get("kinds", {}).get(column, ("", ""))
+    known = dataset.coords["sensitive" if column == dataset.extra.get("sensitive") else "group"]
+    return read_as(raw.frame[column], kind, format, na=dataset.extra.get("na", ()), known=tuple(map(str, known)))
+
+
+def _new_target(
+    dataset: Dataset, raw: Raw, faults: list[_Fault]
+) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
+    """Return the target, if the table has it, and where it is missing if the data set allows that."""
+    target = dataset.target
+    if target is None or target.name not in raw.frame:
+        return None, None
+    known = target.categories or ()
+    series = raw.frame[target.name]
+    cells = read_as(series, target.kind, target.format, na=dataset.extra.get("na", ()), known=known)
+    if cells.missing.all():
+        return None, None
+    unlabelled = cells.missing if "sensitive" in dataset.extra and known and cells.missing.any() else None
+    if unlabelled is None:
+        _add_fault(faults, "missing", cells, cells.missing)
+    if known:
+        return _codes(cells, known, faults), unlabelled
+    numbers = cells.numbers
+    unreadable = ~cells.missing & np.isnan(numbers)
+    _add_fault(faults, "unreadable", replace(cells, kind="number"), unreadable)
+    _add_fault(faults, "infinite", cells, np.isinf(numbers))
+    return np.where(np.isfinite(numbers), (numbers - target.mean) / target.scale, 0.0), unlabelled
+
+
+def _codes(cells: Cells, categories: tuple[str, ...], faults: list[_Fault]) -> NDArray[np.int64]:
+    """Return codes of categories; 0 where there is none, and a fault where it is unknown."""
+    known = {category: code for code, category in enumerate(categories)}
+    codes = np.array([known.get(label, -1) for label in cells.labels(categories)], dtype=np.int64)
+    _add_fault(faults, "unseen", cells, ~cells.missing & (codes < 0), categories)
+    codes[codes < 0] = 0
+    return codes
+
+
+# ------------------------------------------------------------------------------------------------- the options
+class _Notes:
+    """What the user should know of how a table was read: a warning each, and all of them kept."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.said.append(text)
+        warnings.warn(text, stacklevel=4)
+
+
+def _refuse_options(*, task: str | None, sensitive: str | None, missing: str, reference: str) -> None:
+    if task is not None and task not in _TASKS:
+        raise UnknownNameError(f"task '{task}' cannot be read from a table{suggest(task, _TASKS)}")
+    if task not in (None, _FAIR) and sensitive is not None:
+        raise DataError(f"a sensitive column is for the task '{_FAIR}'; leave out the task '{task}' or the column")
+    if task == _FAIR and sensitive is None:
+        raise DataError(f"the task '{_FAIR}' needs a sensitive column; name it (sensitive='sex')")
+    if missing not in _MISSING:
+        raise UnknownNameError(f"missing is '{missing}'{suggest(missing, _MISSING)}")
+    if reference not in _REFERENCES:
+        raise UnknownNameError(f"reference is '{reference}'{suggest(reference, _REFERENCES)}")
+
+
+def _refuse_unknown(raw: Raw, name: str, what: str) -> None:
+    columns = list(raw.frame.columns)
+    if name not in columns:
+        raise UnknownNameError(f"{what} is unknown{_choices(name, columns)}")
+
+
+def _refuse_role(raw: Raw, name: str | None, role: str, target: str) -> None:
+    if name is None:
+        return
+    _refuse_unknown(raw, name, f"{role} column '{name}'")
+    if name == target:
+        as_role = "as the group" if role == "group" else "as sensitive"
+        raise DataError(f"column '{name}' is the target; name another one {as_role}")
+
+
+def _without_gaps(
+    raw: Raw,
+    cells: dict[str, Cells],
+    target: str | None,
+    notes: _Notes,
+    *,
+    missing: str,
+    group: str | None,
+    sensitive: str | None,
+) -> tuple[Raw, dict[str, Cells]]:
+    """Leave out rows without a target and, if so wanted, with missing entries; refuse what is missing otherwise."""
+    rows = len(raw.frame) if raw.images is None else len(raw.images)
+    stay = np.ones(rows, dtype=bool)
+    if target is not None and cells[target].missing.any():
+        if cells[target].missing.all():
+            raise DataError(f"target '{target}' has no value in any row; label some")
+        if sensitive is None:
+            stay = ~cells[target].missing
+            notes.add(f"{int((~stay).sum()):,} of {rows:,} rows have no target '{target}' and are left out")
+    features = [name for name in cells if name not in (target, group, sensitive)]
+    if missing != "refuse":
+        empty = [name for name in features if cells[name].missing[stay].all()]
+        if empty:
+            notes.add(f"dropped, as they have no value in any row: {', '.join(empty)}")
+            cells = {name: column for name, column in cells.items() if name not in empty}
+            features = [name for name in features if name not in empty]
+    labels = [name for name in (group, sensitive) if name is not None]
+    gaps = {name: int(cells[name].missing[stay].sum()) for name in (*features, *labels)}
+    if missing in ("keep", "level"):
+        names = {name: count for name, count in gaps.items() if count and cells[name].kind == "text"}
+        if missing == "keep" and any(name in features for name in names):
+            notes.add(
+                f"missing categories are kept in {_listed(names)}; if a method imputes numbers only, make them a category "
+                "of their own: missing='level'"
+            )
+        gaps |= dict.fromkeys(features, 0)
+    gaps = {name: count for name, count in gaps.items() if count}
+    if missing == "drop" and gaps:
+        whole = ~np.any([cells[name].missing for name in gaps], axis=0)
+        lost, before = int((stay & ~whole).sum()), int(stay.sum())
+        stay &= whole
+        if stay.sum() < 2:
+            shown = ", ".join(f"{name} ({count})" for name, count in gaps.items())
+            raise DataError(
+                f"{int(stay.sum())} of {before} rows have no missing entry ({shown}); drop the columns that lack most"
+            )
+        notes.add(f"{lost:,} of {before:,} rows have missing entries in {_listed(gaps)} and are left out")
+        gaps = {}
+    infinite = {
+        name: int(np.isinf(column.numbers[stay]).sum())
+        for name, column in cells.items()
+        if name not in labels and np.isinf(column.numbers[stay]).any()
+    }
+    parts = [
+        f"{sum(counts.values())} {what} in {_listed(counts)}"
+        for counts, what in ((gaps, "missing (NaN)"), (infinite, "infinite"))
+        if counts
+    ]
+    if parts:
+        hint = (
+            " (missing='drop'), make missing categories one of their own (missing='level'), or keep them "
+            "(missing='keep') for a method that imputes"
+        )
+        more = hint if any(name in features for name in gaps) else " (missing='drop')" if gaps else ""
+        raise DataError(
+            f"values that are no numbers: {'; '.join(parts)}; fill them or drop their rows or columns{more}"
+        )
+    if stay.all():
+        return raw, cells
+    raw = replace(
+        raw,
+        frame=raw.frame[stay].reset_index(drop=True),
+        images=None if raw.images is None else raw.images[stay],
+        parts=None if raw.parts is None else raw.parts[stay],
+        lines=None if raw.lines is None else raw.lines[stay],
+    )
+    return raw, {name: column.take(stay) for name, column in cells.items()}
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = [f"{name} ({count})" for name, count in counts.items()]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")
+
+
+def _note_collinear(x: NDArray[np.float64], columns: Sequence[Column], notes: _Notes) -> None:
+    found = collinear(x, columns)
+    if not found:
+        return
+    shown = "; ".join(f"{one} by {' and '.join(others)}" for one, *others in found[:5])
+    shown += f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    names = [column.source or column.name for column in columns if column.name == found[0][0]]
+    notes.add(
+        f"exactly collinear features, each of which others determine: {shown}; their coefficients cannot be told apart "
+        f"by the data, only by the prior: leave one out, such as drop={[names[0]]!r}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- target
@@ -309,33 +702,52 @@ def _target_name(raw: Raw, target: str | None) -> str:
     raise UnknownNameError(f"target column '{target}' is unknown{_choices(target, columns)}")
 
 
-def _infer_task(series: pd.Series) -> str:
-    if _is_text(series) or pd.api.types.is_bool_dtype(series):
+def _infer_task(cells: Cells) -> str:
+    if cells.kind in ("text", "boolean"):
         return "classification"
-    values = _numbers(series, "target")
+    if cells.kind == "date":
+        raise _no_number(cells)
+    values = cells.numbers[~cells.missing]
     distinct = len(np.unique(values))
     few = distinct <= min(_MAX_INFERRED_CLASSES, max(2.0, math.sqrt(len(values))))
     return "classification" if few and (values == np.round(values)).all() else "regression"
 
 
-def _encode_target(series: pd.Series, task: str) -> tuple[NDArray[Any], Column]:
-    if task == "regression":
-        return _numbers(series, "target"), Column(name=str(series.name))
-    text = _label_text(series)
-    if _is_text(series) or pd.api.types.is_bool_dtype(series):
-        labels = sorted(set(text))
-    else:
-        labels = sorted(set(text), key=float)
-    if len(labels) < 2:
-        raise DataError(
-            f"target '{series.name}' has one class only ('{labels[0]}'); a classification needs two or more"
+def _no_number(cells: Cells) -> DataError:
+    if cells.kind == "date":
+        return DataError(
+            f"target '{cells.name}' holds dates; turn them into numbers of days first, or take them as names: "
+            "task='classification'"
         )
-    if len(labels) > MAX_CATEGORIES or len(labels) > max(2, len(text) / 2):
+    shown = next(str(v) for v, gone in zip(cells.values, cells.missing, strict=True) if not gone)
+    return DataError(f"target '{cells.name}' holds text such as '{shown}'; numbers were expected")
+
+
+def _encode_target(cells: Cells, task: str) -> tuple[NDArray[Any], Column]:
+    """Return numbers, or codes of classes (0 where the class is missing), and what they are."""
+    if task == "regression":
+        if cells.kind not in ("number", "boolean"):
+            raise _no_number(cells)
+        return cells.numbers, Column(name=cells.name, kind=cells.kind, format=cells.format)
+    text = cells.labels()
+    named = text[~cells.missing]
+    labels = _sorted_labels(named)
+    if len(labels) < 2:
+        raise DataError(f"target '{cells.name}' has one class only ('{labels[0]}'); a classification needs two or more")
+    if len(labels) > MAX_CATEGORIES or len(labels) > max(2, len(named) / 2):
         raise DataError(
-            f"target '{series.name}' has {len(labels)} distinct values in {len(text)} rows, too many for classes; "
+            f"target '{cells.name}' has {len(labels)} distinct values in {len(named)} rows, too many for classes; "
             "use task='regression' for a number"
         )
-    return _codes(series, tuple(labels)), Column(name=str(series.name), categories=tuple(labels))
+    known = {label: code for code, label in enumerate(labels)}
+    codes = np.array([known.get(label, 0) for label in text], dtype=np.int64)
+    return codes, Column(name=cells.name, categories=labels, kind=cells.kind, format=cells.format)
+
+
+def _sorted_labels(labels: NDArray[Any]) -> tuple[str, ...]:
+    """Return the distinct labels, numbers by their value."""
+    distinct = sorted(set(labels))
+    return tuple(sorted(distinct, key=float) if all(map(_is_number, distinct)) else distinct)
 
 
 def _standardise_target(y: NDArray[Any], column: Column, parts: NDArray[np.int8]) -> tuple[NDArray[Any], Column]:
@@ -344,26 +756,17 @@ def _standardise_target(y: NDArray[Any], column: Column, parts: NDArray[np.int8]
         raise DataError(
             f"target '{column.name}' has the one value {train[0]:g} in all training rows; there is nothing to learn"
         )
-    standard, mean, scale = _standardise(y, train, f"target '{column.name}'")
+    standard, mean, scale = standardise(y, train, f"target '{column.name}'")
     return standard, replace(column, mean=mean, scale=scale)
 
 
-# ----------------------------------------------------------------------------------------------------- groups
-def _group_labels(raw: Raw, group: str, target: str) -> NDArray[Any]:
-    if group not in raw.frame:
-        raise UnknownNameError(f"group column '{group}' is unknown{_choices(group, list(raw.frame.columns))}")
-    if group == target:
-        raise DataError(f"column '{group}' is the target; name another one as the group")
-    _refuse_missing(raw.frame[[group]])
-    return _label_text(raw.frame[group])
-
-
+# -------------------------------------------------------------------------------------- groups and sensitive columns
 def _group_names(group: str, members: NDArray[Any]) -> tuple[str, ...]:
-    labels = sorted(set(members))
+    labels = _sorted_labels(members)
     if len(labels) < 2 or len(labels) == len(members):
         found = "one value only" if len(labels) < 2 else f"a different value in each of its {len(members)} rows"
         raise DataError(f"column '{group}' has {found} in training; groups need two values or more, and rows in common")
-    return tuple(sorted(labels, key=float) if all(map(_is_number, labels)) else labels)
+    return labels
 
 
 def _encode_groups(members: NDArray[Any], names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
@@ -377,55 +780,17 @@ def _encode_groups(members: NDArray[Any], names: Sequence[str]) -> tuple[dict[st
     return found, others
 
 
-def _new_groups(dataset: Dataset, raw: Raw) -> dict[str, Tensor]:
-    group = str(dataset.extra["group"])
-    if group not in raw.frame:
-        raise UnknownNameError(f"the column '{group}' is missing, which says the group of a row"
-                               f"{suggest(group, list(raw.frame.columns))}")  # fmt: skip
-    _refuse_missing(raw.frame[[group]])
-    found, others = _encode_groups(_label_text(raw.frame[group]), dataset.coords["group"])
-    if others:
-        rows = int((found["new_group"] >= 0).sum())
-        shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
-        warnings.warn(
-            f"{rows} of {len(found['group'])} rows belong to groups that training did not have: {shown}; what is "
-            "special about these is drawn from the population of groups",
-            stacklevel=3,
-        )
-    return found
-
-
-# -------------------------------------------------------------------------------------------------- sensitive
-def _sensitive_labels(raw: Raw, sensitive: str, target: str) -> NDArray[Any]:
-    if sensitive not in raw.frame:
-        raise UnknownNameError(f"sensitive column '{sensitive}' is unknown{_choices(sensitive, list(raw.frame))}")
-    if sensitive == target:
-        raise DataError(f"column '{sensitive}' is the target; name another one as sensitive")
-    _refuse_missing(raw.frame[[sensitive]])
-    return _label_text(raw.frame[sensitive])
-
-
-def _sensitive_codes(sensitive: str, kinds: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    labels = sorted(set(kinds))
+def _sensitive_codes(cells: Cells) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    text = cells.labels()
+    labels = _sorted_labels(text)
     if not 2 <= len(labels) <= _MAX_SENSITIVE_GROUPS:
         found = f"the one value '{labels[0]}'" if len(labels) == 1 else f"{len(labels)} different values"
         raise DataError(
-            f"sensitive column '{sensitive}' has {found}; 2 to {_MAX_SENSITIVE_GROUPS} groups are allowed: cut a "
+            f"sensitive column '{cells.name}' has {found}; 2 to {_MAX_SENSITIVE_GROUPS} groups are allowed: cut a "
             "number into ranges first"
         )
-    names = tuple(sorted(labels, key=float) if all(map(_is_number, labels)) else labels)
-    known = {label: code for code, label in enumerate(names)}
-    return names, np.array([known[label] for label in kinds], dtype=np.int64)
-
-
-def _encode_some(series: pd.Series, unlabelled: NDArray[np.bool_]) -> tuple[NDArray[Any], Column]:
-    """Encode a target of which some values are missing; their code is 0."""
-    if unlabelled.all():
-        raise DataError(f"target '{series.name}' has no value in any row; label some")
-    codes, column = _encode_target(series[~unlabelled].infer_objects(), "classification")
-    y = np.zeros(len(series), dtype=np.int64)
-    y[~unlabelled] = codes
-    return y, column
+    known = {label: code for code, label in enumerate(labels)}
+    return labels, np.array([known[label] for label in text], dtype=np.int64)
 
 
 def _refuse_unseen(
@@ -438,100 +803,7 @@ def _refuse_unseen(
             raise DataError(f"{what}: no training row has {shown}; give more such rows, or join or drop them")
 
 
-def _new_sensitive(dataset: Dataset, raw: Raw) -> Tensor:
-    sensitive = str(dataset.extra["sensitive"])
-    if sensitive not in raw.frame:
-        near = _choices(sensitive, list(raw.frame))
-        raise UnknownNameError(f"the sensitive column '{sensitive}' is missing, which the encoder takes{near}")
-    _refuse_missing(raw.frame[[sensitive]])
-    return torch.as_tensor(_codes(raw.frame[sensitive], tuple(map(str, dataset.coords["sensitive"]))))
-
-
-# --------------------------------------------------------------------------------------------------- features
-def _encode_features(frame: pd.DataFrame, parts: NDArray[np.int8]) -> tuple[NDArray[Any], tuple[Column, ...]]:
-    train = parts == TRAIN
-    values: list[NDArray[Any]] = []
-    columns: list[Column] = []
-    constant: list[str] = []
-    for name in frame.columns:
-        categories = _categories(frame[name].dropna()) if _is_text(frame[name]) else None
-        raw = _raw_features(frame[name], categories)
-        if not raw:
-            constant.append(name)
-        for feature, value in raw.items():
-            there = ~np.isnan(value)
-            seen = value[train & there]
-            if not seen.size or seen.max() == seen.min():
-                constant.append(feature)
-                continue
-            standard = np.full(len(value), np.nan)
-            standard[there], mean, scale = _standardise(value[there], seen, f"column '{name}'")
-            values.append(standard)
-            columns.append(Column(name=feature, mean=mean, scale=scale, categories=categories, source=name))
-    if constant:
-        warnings.warn(f"dropped, as they have one value in all training rows: {', '.join(constant)}", stacklevel=3)
-    if not columns:
-        raise DataError("no feature is left besides the target; give at least one column that varies")
-    _refuse_twins(columns)
-    return np.stack(values, axis=1), tuple(columns)
-
-
-def _apply_columns(dataset: Dataset, frame: pd.DataFrame) -> NDArray[Any]:
-    sources = list(dict.fromkeys(column.source or column.name for column in dataset.columns))
-    missing = [source for source in sources if source not in frame.columns]
-    if missing:
-        known = ", ".join(frame.columns[:20])
-        raise UnknownNameError(f"these columns are missing: {', '.join(missing)}; the table has {known}")
-    # Numbers may be missing where they were in training; categories only in columns that lacked some there too.
-    gone = dataset.train.get("x_missing")
-    lacking = [] if gone is None else gone.any(0).tolist()
-    allowed = (c for c, some in zip(dataset.columns, lacking, strict=False) if c.categories is None or some)
-    keep = list(dict.fromkeys(column.source or column.name for column in allowed))
-    _refuse_missing(frame[[source for source in sources if source not in keep]])
-    _refuse_missing(frame[keep], keep=True)
-    raw: dict[str, NDArray[Any]] = {}
-    for column in dataset.columns:
-        if column.name not in raw:
-            series = frame[column.source or column.name]
-            if column.categories is not None:
-                _codes(series.dropna(), column.categories)
-            raw.update(_raw_features(series, column.categories))
-    return np.stack([(raw[column.name] - column.mean) / column.scale for column in dataset.columns], axis=1)
-
-
-# A missing entry is NaN in every feature of its column.
-def _raw_features(series: pd.Series, categories: tuple[str, ...] | None) -> dict[str, NDArray[Any]]:
-    if categories is None:
-        return {str(series.name): _numbers(series, "column")}
-    text, gone = _label_text(series), series.isna().to_numpy()
-    return {
-        f"{series.name}={category}": np.where(gone, np.nan, (text == category).astype(np.float64))
-        for category in categories[1:]
-    }
-
-
-def _categories(series: pd.Series) -> tuple[str, ...]:
-    labels = sorted(set(_label_text(series)))
-    numeric = np.array([_is_number(label.replace(",", ".")) for label in labels])
-    if numeric.sum() > _MAX_INFERRED_CLASSES and numeric.mean() >= 0.9:
-        odd = [label for label in labels if not _is_number(label)]
-        raise DataError(
-            f"column '{series.name}' holds numbers as text"
-            + (f", some of which cannot be read: {', '.join(map(repr, odd[:5]))}" if odd else "")
-            + "; correct those values or drop the column"
-        )
-    if len(labels) == len(series) > _MAX_INFERRED_CLASSES:
-        raise DataError(
-            f"column '{series.name}' has a different text in each of its {len(series)} rows, from which nothing can be "
-            f"learnt; leave it out: drop=['{series.name}'], on the command line --drop {series.name}"
-        )
-    if len(labels) > MAX_CATEGORIES:
-        raise DataError(
-            f"column '{series.name}' has {len(labels)} distinct texts; at most {MAX_CATEGORIES} are allowed; drop it"
-        )
-    return tuple(labels)
-
-
+# ------------------------------------------------------------------------------------------------------ values
 def _encode_images(images: NDArray[Any]) -> tuple[NDArray[Any], tuple[Column, ...]]:
     if images.dtype.kind not in "biuf":
         raise DataError(f"entry 'x' holds images of type {images.dtype}; numbers were expected")
@@ -546,49 +818,6 @@ def _encode_images(images: NDArray[Any]) -> tuple[NDArray[Any], tuple[Column, ..
     return x, tuple(columns)
 
 
-# ------------------------------------------------------------------------------------------------------ values
-def _standardise(values: NDArray[Any], train: NDArray[Any], what: str) -> tuple[NDArray[Any], float, float]:
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        mean, scale = _moments(train)
-        standard = (values - mean) / scale
-        representable = math.isfinite(scale) and scale > 0 and np.isfinite(standard.astype(np.float32)).all()
-    if not representable:
-        raise DataError(f"{what} spans too wide or too narrow a range, up to {np.abs(values).max():g}; rescale it")
-    return standard, mean, scale
-
-
-# Exactly rounded sums, so that the same table has the same fingerprint on every processor.
-def _moments(values: NDArray[Any]) -> tuple[float, float]:
-    try:
-        mean = math.fsum(values.tolist()) / len(values)
-        return mean, math.sqrt(math.fsum(((values - mean) ** 2).tolist()) / len(values))
-    except OverflowError:
-        return math.nan, math.inf
-
-
-def _is_text(series: pd.Series) -> bool:
-    kinds = pd.api.types
-    return bool(
-        kinds.is_object_dtype(series) or kinds.is_string_dtype(series) or isinstance(series.dtype, pd.CategoricalDtype)
-    )
-
-
-def _label_text(series: pd.Series) -> NDArray[Any]:
-    values = series.to_numpy(dtype=object)
-    if not _is_text(series) and not pd.api.types.is_bool_dtype(series):
-        values = np.array([int(v) if float(v).is_integer() else float(v) for v in values], dtype=object)
-    return np.array([str(v) for v in values], dtype=object)
-
-
-def _numbers(series: pd.Series, what: str) -> NDArray[Any]:
-    if pd.api.types.is_bool_dtype(series) or (pd.api.types.is_numeric_dtype(series) and not _is_text(series)):
-        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    if pd.api.types.is_datetime64_any_dtype(series) or pd.api.types.is_timedelta64_dtype(series):
-        raise DataError(f"{what} '{series.name}' holds dates; turn them into numbers first")
-    shown = next((str(v) for v in series if not _is_number(v)), str(series.dtype))
-    raise DataError(f"{what} '{series.name}' holds text such as '{shown}'; numbers were expected")
-
-
 def _is_number(value: Any) -> bool:
     try:
         return math.isfinite(float(value))
@@ -596,53 +825,12 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _codes(series: pd.Series, categories: tuple[str, ...]) -> NDArray[Any]:
-    known = {category: code for code, category in enumerate(categories)}
-    text = _label_text(series)
-    unseen = sorted({value for value in text if value not in known})
-    if unseen:
-        raise DataError(
-            f"column '{series.name}' has values that training did not have: {', '.join(map(repr, unseen[:5]))}; "
-            f"known: {', '.join(categories[:20])}"
-        )
-    return np.array([known[value] for value in text], dtype=np.int64)
-
-
-def _refuse_missing(frame: pd.DataFrame, *, keep: bool = False, hint: str = "") -> None:
-    missing = frame.isna().sum() * (0 if keep else 1)
-    numeric = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
-    infinite = pd.Series(
-        {c: int(np.isinf(frame[c].dropna().to_numpy(dtype=np.float64)).sum()) for c in numeric}, dtype=np.int64
-    )
-    parts = []
-    for count, what in ((missing, "missing (NaN)"), (infinite, "infinite")):
-        if count.sum():
-            named = [f"{name} ({number})" for name, number in count[count > 0].items()]
-            shown = ", ".join(named[:20]) + (", ..." if len(named) > 20 else "")
-            parts.append(f"{count.sum()} {what} in {shown}")
-    if parts:
-        more = hint if missing.sum() else ""
-        raise DataError(
-            f"values that are no numbers: {'; '.join(parts)}; fill them or drop their rows or columns{more}"
-        )
-
-
-def _refuse_twins(columns: Sequence[Column]) -> None:
-    seen: set[str] = set()
-    for column in columns:
-        if column.name in seen:
-            raise DataError(f"two features are named '{column.name}'; rename the column '{column.source}'")
-        seen.add(column.name)
-
-
 def _tensor(values: NDArray[Any]) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _batch(x: NDArray[Any], y: NDArray[Any], rows: NDArray[np.bool_]) -> dict[str, Tensor]:
-    codes = y.dtype.kind == "i"
-    return {
-        "x": _tensor(x[rows]),
-        "y": torch.as_tensor(y[rows]) if codes else _tensor(y[rows]),
-        "index": torch.arange(int(rows.sum())),
-    }
+def _batch(x: NDArray[Any], y: NDArray[Any] | None, rows: NDArray[np.bool_]) -> dict[str, Tensor]:
+    batch = {"x": _tensor(x[rows])}
+    if y is not None:
+        batch["y"] = torch.as_tensor(y[rows]) if y.dtype.kind == "i" else _tensor(y[rows])
+    return batch | {"index": torch.arange(int(rows.sum()))}

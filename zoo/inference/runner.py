@@ -551,7 +551,7 @@ def _check_task(method: Method[Any], data: Dataset) -> None:
         count = sum(int(b["x_missing"].sum()) for b in splits)
         raise DataError(
             f"data set '{data.name}' has {count} missing entries, which {method.name} cannot impute; fill them or drop "
-            f"their rows or columns, or use a method that imputes: {', '.join(able)}"
+            f"their rows (missing='drop') or columns, or use a method that imputes: {', '.join(able)}"
         )
 
 

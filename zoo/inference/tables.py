@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoo import tasks
-from zoo.datasets.files import open_table
-from zoo.datasets.tables import encode
+from zoo.datasets.files import Raw, open_table
+from zoo.datasets.tables import Encoded, Refused, encode, encode_rows
 from zoo.errors import DataError, MissingExtraError, UnknownNameError, suggest
 from zoo.inference.marginal import marginal_log_likelihood
 from zoo.inference.predictive import Prediction, block_seed
@@ -33,6 +34,7 @@ SUFFIXES = (".csv", ".npz", ".parquet")
 
 _CHUNK_CELLS = 2**20  # draws x rows x classes that are predicted at a time
 _SCORED_CELLS = 2**23  # that are kept for the scores
+_SHOWN = 20  # refused rows that a warning names
 _KINDS = ("samples", "means", "probs", "log_prob")
 
 
@@ -41,14 +43,17 @@ class TablePrediction:
     """What is predicted for a table.
 
     Args:
-        frame: One line per row of the table.
+        frame: One line per row of the table. Where rows are refused, their results are NaN (no class), and the column
+            ``refused`` says why; of the others it is empty.
         scores: Scores of the task, where the table has the target; else empty.
-        scored: Number of rows that were scored: all, or evenly spaced ones of a large table.
+        scored: Number of rows that were scored: all with a target, or evenly spaced ones of a large table.
+        refused: Rows that cannot be predicted, with line, column and reason.
     """
 
     frame: pd.DataFrame
     scores: Mapping[str, float]
     scored: int
+    refused: tuple[Refused, ...] = ()
 
 
 def predict_table(
@@ -59,8 +64,12 @@ def predict_table(
     keep: Sequence[str] = (),
     draws: int | None = None,
     seed: int = 0,
+    strict: bool = False,
 ) -> TablePrediction:
     """Predict the target for every row of a table, in chunks of rows.
+
+    A row that cannot be encoded (a category that training did not have, a missing value) is refused, with a warning;
+    the others are predicted as if it were not there.
 
     Args:
         posterior: A fit to a table or images, for a regression, a classification or a density.
@@ -69,6 +78,7 @@ def predict_table(
         keep: Columns of the table to copy, such as an identifier.
         draws: Posterior draws; ``None`` takes 1,000 for a number, 200 for classes and densities.
         seed: Of the draws.
+        strict: Refuse the whole table where one row has to be refused.
 
     Returns:
         The prediction. Its frame has the column ``row``, counted from 0; the columns to keep; and for a number
@@ -77,8 +87,8 @@ def predict_table(
         features as the model takes them (standardised columns); rows unlike those of the training have low ones.
 
     Raises:
-        DataError: If the posterior is of another task, the table does not fit the training data, or an option is out
-            of range.
+        DataError: If the posterior is of another task, no row of the table fits the training data (``strict``: some do
+            not), or an option is out of range.
         UnknownNameError: If a column is missing.
     """
     data = posterior.data
@@ -96,41 +106,77 @@ def predict_table(
     raw = open_table(table)
     own = ("row", "class", *(f"p_{label}" for label in labels)) if labels else ("row", "mean", "sd", "lower", "upper")
     own = ("row", "log_density") if density else own
+    own = (*own, "refused")
     for column in keep:
         if column not in raw.frame:
             raise UnknownNameError(f"column '{column}' to keep is unknown{suggest(column, list(raw.frame.columns))}")
         if column in own:
             raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
-    batch = encode(data, raw)
-    copied = {column: raw.frame[column].to_numpy() for column in keep}
+    found = _encode(data, raw, strict=strict)
+    batch, total = found.batch, len(found.rows) + len(found.refused)
+    frame = pd.DataFrame({"row": np.arange(total), **{column: raw.frame[column].to_numpy() for column in keep}})
     if density:
         value = marginal_log_likelihood(posterior, batch, num_samples=num, seed=seed).numpy()
-        frame = pd.DataFrame({"row": np.arange(len(value)), **copied, "log_density": value})
-        return TablePrediction(frame=frame, scores={task.primary: -float(value.mean())}, scored=len(value))
+        frame = _placed(frame, {"log_density": value}, found)
+        scores = {task.primary: -float(value.mean())}
+        return TablePrediction(frame=frame, scores=scores, scored=len(value), refused=found.refused)
     rows, width = len(batch["index"]), num * max(len(labels), 1)
-    stride = -(-rows * width // _SCORED_CELLS) if task.target in batch else 0
+    scored = np.flatnonzero(found.scorable)
+    scored = scored[:: max(1, -(-len(scored) * width // _SCORED_CELLS))]
     # Results have their place from the start: small pieces kept between large passing ones would fragment the memory.
     values = np.empty((rows, len(labels) or 4))
-    kept = _Kept(-(-rows // stride)) if stride else None
+    kept = _Kept(len(scored)) if len(scored) else None
     for start, chunk in _chunks(batch, max(1, _CHUNK_CELLS // width), data.whole):
-        found = posterior.predict(chunk, num, seed=block_seed(seed, start), kinds=task.reads)
+        drawn = posterior.predict(chunk, num, seed=block_seed(seed, start), kinds=task.reads)
         size = len(chunk["index"])
         if labels:
-            values[start : start + size] = probabilities(found, size, site=task.site).numpy()
+            values[start : start + size] = probabilities(drawn, size, site=task.site).numpy()
         else:
-            values[start : start + size] = _numbers(found, posterior, interval, task.site)
+            values[start : start + size] = _numbers(drawn, posterior, interval, task.site)
         if kept is not None:
-            kept.add(found, range(-start % stride, size, stride))
+            kept.add(drawn, scored[(scored >= start) & (scored < start + size)] - start)
     if labels:
         columns = {"class": np.array(labels, dtype=object)[values.argmax(-1)]}
         columns |= {f"p_{label}": values[:, code] for code, label in enumerate(labels)}
     else:
         columns = dict(zip(("mean", "sd", "lower", "upper"), values.T, strict=True))
-    frame = pd.DataFrame({"row": np.arange(rows), **copied, **columns})
+    frame = _placed(frame, columns, found)
     if kept is None:
-        return TablePrediction(frame=frame, scores={}, scored=0)
-    some = {k: v if k in data.whole else v[::stride] for k, v in batch.items()}
-    return TablePrediction(frame=frame, scores=task.score(kept.prediction(), some, data), scored=kept.rows)
+        return TablePrediction(frame=frame, scores={}, scored=0, refused=found.refused)
+    some = {k: v if k in data.whole else v[torch.as_tensor(scored)] for k, v in batch.items()}
+    scores = task.score(kept.prediction(), some, data)
+    return TablePrediction(frame=frame, scores=scores, scored=kept.rows, refused=found.refused)
+
+
+def _encode(data: Dataset, raw: Raw, *, strict: bool) -> Encoded:
+    """Encode what can be encoded, and warn of the other rows; ``strict`` allows none."""
+    if strict:
+        encode(data, raw)
+    found = encode_rows(data, raw)
+    if found.refused:
+        total = len(found.rows) + len(found.refused)
+        shown = "; ".join(
+            f"{f'line {r.line}' if r.line is not None else f'row {r.row}'}, '{r.column}': {r.reason}"
+            for r in found.refused[:_SHOWN]
+        )
+        more = "; ..." if len(found.refused) > _SHOWN else ""
+        warnings.warn(f"{len(found.refused)} of {total} rows are refused: {shown}{more}", stacklevel=4)
+    return found
+
+
+def _placed(frame: pd.DataFrame, columns: Mapping[str, NDArray[Any]], found: Encoded) -> pd.DataFrame:
+    """Put results beside the rows of the table, and reasons beside those that have none."""
+    results: dict[str, NDArray[Any]] = {}
+    for name, values in columns.items():
+        empty: Any = None if values.dtype.kind == "O" else np.nan
+        results[name] = np.full(len(frame), empty, dtype=values.dtype)
+        results[name][found.rows] = values
+    if found.refused:
+        reasons = np.full(len(frame), "", dtype=object)
+        for one in found.refused:
+            reasons[one.row] = f"{one.column}: {one.reason}"
+        results["refused"] = reasons
+    return frame.assign(**results)
 
 
 def transform_table(
@@ -147,7 +193,8 @@ def transform_table(
 
     Returns:
         One line per row: ``split`` (only of the fit's own data), ``row``, counted from 0 (in its split), the columns to
-        keep, and the representation ``z0``, ``z1``, ...
+        keep, and the representation ``z0``, ``z1``, ... Rows that cannot be encoded are refused with a warning: NaN,
+        and the column ``refused`` says why.
 
     Raises:
         DataError: If the table does not fit the training data, or a column to keep has the name of a result.
@@ -155,13 +202,16 @@ def transform_table(
     """
     data = posterior.data
     for column in keep:
-        if re.fullmatch(r"row|split|z\d+", column):
+        if re.fullmatch(r"row|split|refused|z\d+", column):
             raise DataError(f"column '{column}' to keep has the name of a result; rename it in the table")
     if table is not None:
         raw = open_table(table)
         _refuse_unknown(keep, list(raw.frame.columns))
-        z = posterior.transform(encode(data, raw), **options)
-        return pd.DataFrame({"row": np.arange(len(z)), **{c: raw.frame[c].to_numpy() for c in keep}}).join(_named(z))
+        found = _encode(data, raw, strict=False)
+        z = posterior.transform(found.batch, **options)
+        total = len(found.rows) + len(found.refused)
+        frame = pd.DataFrame({"row": np.arange(total), **{c: raw.frame[c].to_numpy() for c in keep}})
+        return _placed(frame, {name: values.to_numpy() for name, values in _named(z).items()}, found)
     own = _own_columns(data)
     _refuse_unknown(keep, list(own))
     parts = []
@@ -221,11 +271,13 @@ def table_bytes(frame: pd.DataFrame, suffix: str, *, keep: Sequence[str] = ()) -
     buffer = io.BytesIO()
     if suffix == ".csv":
         results = [c for c in frame if c not in keep and frame[c].dtype.kind == "f"]
-        text: str = frame.assign(**{c: frame[c].map("{:.8g}".format) for c in results}).to_csv(index=False)
+        shown = {c: frame[c].map("{:.8g}".format, na_action="ignore") for c in results}
+        text: str = frame.assign(**shown).to_csv(index=False)
         return text.encode()
     if suffix == ".npz":
         columns = {name: frame[name].to_numpy() for name in frame}
-        np.savez_compressed(buffer, **{k: v.astype(str) if v.dtype.kind == "O" else v for k, v in columns.items()})
+        texts = {k: np.where(pd.isna(v), "", v).astype(str) for k, v in columns.items() if v.dtype.kind == "O"}
+        np.savez_compressed(buffer, **columns | texts)
     elif suffix == ".parquet":
         try:
             import pyarrow
@@ -270,13 +322,13 @@ class _Kept:
         self.rows, self._at = rows, 0
         self._kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
 
-    def add(self, prediction: Prediction, rows: range) -> None:
+    def add(self, prediction: Prediction, rows: NDArray[np.int64]) -> None:
         for kind, sites in self._kinds.items():
             for site, value in getattr(prediction, kind).items():
                 if site not in sites:
                     dtype = torch.float32 if value.is_floating_point() else value.dtype
                     sites[site] = torch.empty((len(value), self.rows, *value.shape[2:]), dtype=dtype)
-                sites[site][:, self._at : self._at + len(rows)] = value[:, rows.start :: rows.step].cpu()
+                sites[site][:, self._at : self._at + len(rows)] = value[:, torch.as_tensor(rows)].cpu()
         self._at += len(rows)
 
     def prediction(self) -> Prediction:

@@ -548,6 +548,7 @@ def _data_rows(data: Any) -> list[tuple[str, str]]:
         rows.append(("Classes", f"{len(data.target.categories)}"))
     if data.origin == "user":
         rows.append(("Origin", "the user's own; stored with the posterior"))
+    rows += [("Note", note) for note in data.extra.get("notes", ())]
     return rows
 
 
