@@ -1809,7 +1809,7 @@ def _dataset(name: str, own: _Own | None = None) -> Dataset:
     if own.target is not None and own.target != target:
         raise DataError(f"data set '{name}' has the target '{target}'; --target is for your own files")
     for option in ("drop", "group", "sensitive", "task", "categorical", "na", "day_first", "rare"):
-        if getattr(own, option) != getattr(_Own(), option):
+        if getattr(own, option) not in (getattr(_Own(), option), []):
             flag = option.replace("_", "-")
             raise DataError(f"data set '{name}' is taken as it is; --{flag} is for your own files")
     return data

@@ -111,16 +111,16 @@ def test_images_are_flattened_and_scaled(shape):
 def test_features_by_hand():
     frame = table()
     data = zoo.datasets.read(frame, "y", validation=0, test=0)
-    assert data.coords["feature"] == ("age", "income", "city=Aachen", "city=Ulm", "member")
-    assert frame["city"].value_counts().index[0] == "Bonn"  # the reference
+    assert data.coords["feature"] == ("age", "income", "city=Aachen", "city=Bonn", "member")
+    assert frame["city"].value_counts().index[0] == "Ulm"  # the reference
     raw = np.stack(
-        [frame["age"], frame["income"], frame["city"] == "Aachen", frame["city"] == "Ulm", frame["member"]], axis=1
+        [frame["age"], frame["income"], frame["city"] == "Aachen", frame["city"] == "Bonn", frame["member"]], axis=1
     ).astype(float)
     assert np.allclose(data.train["x"], (raw - raw.mean(0)) / raw.std(0), atol=1e-5)
     assert [c.mean for c in data.columns] == pytest.approx(raw.mean(0))
     assert [c.scale for c in data.columns] == pytest.approx(raw.std(0))
     assert [c.source for c in data.columns] == ["age", "income", "city", "city", "member"]
-    assert data.columns[2].categories == ("Bonn", "Aachen", "Ulm")
+    assert data.columns[2].categories == ("Ulm", "Aachen", "Bonn")
     assert data.train["x"].dtype == data.train["y"].dtype == torch.float32
     assert np.allclose(data.train["y"].double() * data.target.scale + data.target.mean, frame["y"], atol=1e-6)
 
@@ -160,7 +160,7 @@ def test_encode_names_what_is_missing_or_unseen():
     with pytest.raises(UnknownNameError, match="missing: age, city; the table has income, member, y"):
         zoo.datasets.encode(data, table().drop(columns=["age", "city"]))
     with pytest.raises(
-        DataError, match="'city' has values that training did not have: 'Essen'; known: Ulm, Aachen, Bonn"
+        DataError, match="'city' has values that training did not have: 'Essen'; known: Aachen, Bonn, Ulm"
     ):
         zoo.datasets.encode(data, table().replace({"city": {"Ulm": "Essen"}}))
     with pytest.raises(DataError, match=r"2 missing \(NaN\) in age \(2\)"):
@@ -481,8 +481,8 @@ def test_duplicated_columns(tmp_path):
     frame.columns = ["age", "age", "city", "member", "y"]
     refused("more than once: age", frame, "y")
     refused("more than once: x0", {"x": np.zeros((9, 2)), "x0": np.zeros(9), "y": np.arange(9) % 2}, "y")
-    twins = table().assign(**{"city=Ulm": 1.0 * (np.arange(ROWS) % 2)})
-    refused("two features are named 'city=Ulm'", twins, "y")
+    twins = table().assign(**{"city=Aachen": 1.0 * (np.arange(ROWS) % 2)})
+    refused("two features are named 'city=Aachen'", twins, "y")
 
 
 def test_too_many_categories():
@@ -505,7 +505,11 @@ def test_numbers_as_text():
 
 def test_decimal_commas(tmp_path):
     table().to_csv(tmp_path / "a.csv", sep=";", decimal=",", index=False)
-    refused("'income' holds numbers as text, some of which cannot be read: '[0-9]+,[0-9]+'", tmp_path / "a.csv", "age")
+    with pytest.warns(UserWarning, match=r"the way they are written: 'income' \(1234,5\), 'y' \(1234,5\)"):
+        data = zoo.datasets.read(tmp_path / "a.csv", "y")
+    expected = zoo.datasets.read(table(), "y")
+    assert torch.equal(data.train["x"], expected.train["x"])
+    assert torch.equal(data.train["y"], expected.train["y"])
 
 
 def test_new_images_in_other_units():
@@ -597,7 +601,7 @@ def test_a_missing_category_is_missing_in_all_its_indicators():
     data = zoo.datasets.read(frame, "y", missing="keep")
     gone = data.train["x_missing"]
     cities = [j for j, c in enumerate(data.columns) if c.source == "city"]
-    assert [data.columns[j].name for j in cities] == ["city=Bonn", "city=Ulm"]
+    assert [data.columns[j].name for j in cities] == ["city=Aachen", "city=Ulm"]
     assert torch.equal(gone[:, cities[0]], gone[:, cities[1]])
     assert gone[:, cities].any(1).tolist() == frame[partition(ROWS) == TRAIN]["city"].isna().tolist()
     new = zoo.datasets.encode(data, table().assign(city=None))
@@ -617,15 +621,9 @@ def test_new_rows_may_lack_what_training_rows_lacked():
 
 
 def test_what_is_never_kept():
-    refused(r"1 missing \(NaN\) in y \(1\); fill them or drop", table().assign(y=lambda f: f["y"].where(f.index > 0)),
-            "y", missing="keep")  # fmt: skip
     refused("60 infinite in age", holes(table()).assign(age=np.inf), "y", missing="keep")
-    refused("missing is 'drop'; known: keep, refuse", table(), "y", missing="drop", kind=UnknownNameError)
+    refused("missing is 'fill'; known: drop, keep, level, refuse", table(), "y", missing="fill", kind=UnknownNameError)
     refused(r"or keep them \(missing='keep'\) for a method that imputes", holes(table()), "y")
-
-
-def test_dates():
-    refused("column 'day' holds dates", table().assign(day=pd.date_range("2020-01-01", periods=ROWS)), "y")
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e300])
@@ -644,7 +642,7 @@ def test_outlier_beyond_float32():
 def test_a_density_takes_every_column_as_a_feature():
     data = zoo.datasets.read(table(), task="density")
     zoo.tasks.get("density").check(data)
-    assert data.coords["feature"] == ("age", "income", "city=Bonn", "city=Ulm", "member", "y")
+    assert data.coords["feature"] == ("age", "income", "city=Aachen", "city=Bonn", "member", "y")
     assert set(data.train) == {"x", "index"}
     assert (len(data.train["x"]), len(data.validation["x"]), len(data.test["x"])) == (42, 6, 12)
     assert torch.allclose(data.train["x"].mean(0), torch.zeros(6), atol=1e-6)

@@ -145,8 +145,39 @@ BAD = [
 @pytest.mark.parametrize(("change", "options", "kind", "text"), BAD, ids=[b[3][:20] for b in BAD])
 def test_what_does_not_fit_is_one_line(regression: zoo.Posterior, change, options, kind, text) -> None:
     with pytest.raises(kind, match=text) as info:
-        predict_table(regression, change(make(20, 8)), **options)
+        predict_table(regression, change(make(20, 8)), strict=True, **options)
     assert "\n" not in str(info.value)
+
+
+def test_good_rows_are_predicted_and_the_others_refused(regression: zoo.Posterior, tmp_path: Path) -> None:
+    whole = make(20, 8)
+    new = whole.assign(dose=whole["dose"].where(whole.index != 3), sex=whole["sex"].where(whole.index != 7, "x"))
+    new.to_csv(tmp_path / "new.csv", index=False)
+    with pytest.warns(UserWarning, match=r"2 of 20 rows are refused: line 5, 'dose': the value is missing; line 9, "
+                                         "'sex': training did not have 'x'"):  # fmt: skip
+        found = predict_table(regression, tmp_path / "new.csv")
+    assert [(r.row, r.line, r.column) for r in found.refused] == [(3, 5, "dose"), (7, 9, "sex")]
+    frame = found.frame
+    assert frame["row"].tolist() == list(range(20))
+    assert frame["mean"].isna().to_numpy().nonzero()[0].tolist() == [3, 7]
+    assert frame["refused"][7] == "sex: training did not have 'x'"
+    assert (frame["refused"].drop([3, 7]) == "").all()
+    alone = predict_table(regression, whole.drop([3, 7])).frame
+    assert frame["mean"].dropna().to_numpy() == pytest.approx(alone["mean"].to_numpy())
+    for suffix in tables.SUFFIXES[:2]:
+        assert table_bytes(frame, suffix)
+    with pytest.raises(DataError, match="20 missing"):
+        predict_table(regression, whole.assign(dose=np.nan))
+
+
+def test_rows_without_a_target_are_predicted_and_not_scored(regression: zoo.Posterior) -> None:
+    new = make(20, 8)
+    name = regression.data.target.name
+    some = predict_table(regression, new.assign(**{name: new[name].where(new.index >= 5)}))
+    assert not some.refused
+    assert some.scored == 15
+    assert some.frame["mean"].notna().all()
+    assert some.scores == pytest.approx(predict_table(regression, new).scores, rel=0.5)
 
 
 def test_other_tasks_are_refused(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ class Delimited:
 def read_delimited(path: Path) -> Delimited:
     """Read a file of separated values as text.
 
-    Commas, semicolons, tabs and bars are told apart by which of them gives all records the same number of cells, with
-    quotes (which may hold separators and line breaks) respected. UTF-8 and UTF-16 with a mark are read. Left out are
-    blank lines, lines of comments (``#``) before the header, separators at the end of every line, a first line
+    Commas, semicolons, tabs, bars and blanks are told apart by which of them gives all records the same number of
+    cells, with quotes (which may hold separators and line breaks) respected. UTF-8 and UTF-16 with a mark are read. Left
+    out are blank lines, lines of comments (``#``) before the header, separators at the end of every line, a first line
     ``sep=;`` as Excel writes it, and a first column without a name that counts the rows.
 
     Args:
@@ -66,8 +66,6 @@ def read_delimited(path: Path) -> Delimited:
     # Not `str.splitlines`, which also ends lines at characters that may stand within a cell.
     lines, skipped, separator = _skip_comments(list(io.StringIO(text, newline="")))
     separator = separator or _sniff(lines)
-    if skipped and lines[0].lstrip().startswith("#"):
-        lines[0] = lines[0].lstrip()[1:].lstrip(" ")
     records, numbers = _records(path, lines, separator)
     header = [name.strip() for name in records[0]]
     if all(_is_number(name) for name in header):
@@ -127,10 +125,10 @@ def _decode(path: Path) -> str:
 def _skip_comments(lines: list[str]) -> tuple[list[str], int, str]:
     """Return the lines from the header on, how many stand before it, and the separator if Excel's first line says it.
 
-    A comment right before lines that begin with numbers is their header, as many programs of science write it.
+    A comment right before the values is their header, as many programs of science write it.
     """
     start, separator = 0, ""
-    while start < len(lines) and not lines[start].strip():
+    while not lines[start].strip():
         start += 1
     found = re.fullmatch(r"sep=(.)\s*", lines[start], re.IGNORECASE)
     if found:
@@ -141,42 +139,50 @@ def _skip_comments(lines: list[str]) -> tuple[list[str], int, str]:
     if start == first or start == len(lines):
         return lines[first:], first, separator
     header = next(k for k in range(start - 1, first - 1, -1) if lines[k].strip())
-    mark = separator or _sniff(lines[start:])
+    name = lines[header].lstrip()[1:]
+    following = [line for line in lines[start : start + 10] if line.strip()][:2]
     try:
-        names, values = (next(csv.reader([lines[k].strip()], delimiter=mark)) for k in (header, start))
+        records = list(csv.reader([name.strip(), *following], delimiter=separator or _sniff(lines[start:])))
     except csv.Error:
         return lines[start:], start, separator
-    named = len(names) == len(values) and any(map(_is_number, values)) and not any(map(_is_number, names))
-    start = header if named and len(names) > 1 else start
+    names, *values = ([_is_number(cell) for cell in record] for record in records)
+    is_header = len(names) == len(values[0]) > 1 and not any(names)
+    if is_header and (any(values[0]) or not (any(values[-1]) or name[:1].isspace())):
+        return [name, *lines[header + 1 :]], header, separator
     return lines[start:], start, separator
 
 
 def _sniff(lines: list[str]) -> str:
     """Return the separator that cuts the first records into the same number of cells, best into numbers."""
     best, found = (0.0, 0.0, 0), ","
-    for separator in _SEPARATORS:
-        records: list[list[str]] = []
-        try:
-            for record in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
-                if any(cell.strip() for cell in record):
-                    records.append(record)
-                if len(records) > _SAMPLE:
-                    break
-        except csv.Error:
-            # A quote that is closed in the middle of a cell, or never, says that this is not what stands between cells.
-            if not records or len(records[0]) < 2:
-                continue
-        if not records or len(records[0]) < 2:
-            continue
-        width = len(records[0])
-        body = records[1:]
+    for separator in (*_SEPARATORS, " "):
+        records = _first_records(lines, separator)
+        width, body = len(records[0]) if records else 0, records[1:]
         same = sum(len(r) == width for r in body) / len(body) if body else 1.0
         cells = [cell for r in body for cell in r]
         typed = sum(_TYPED.fullmatch(cell) is not None for cell in cells) / len(cells) if cells else 1.0
-        score = (round(same, 2), round(typed, 2), width)
-        if score > best:
-            best, found = score, separator
+        if width == 1 and best[2] == 0 and same == typed == 1:
+            best, found = (0.0, 0.0, 1), separator  # one column, perhaps with decimal commas
+        if width < 2 or (separator == " " and (best[0] > 0 or same < 1 or typed == 0)):
+            continue  # blanks stand between cells only where nothing else does
+        best, found = max(
+            (best, found), ((round(same, 2), round(typed, 2), width), separator), key=lambda pair: pair[0]
+        )
     return found
+
+
+def _first_records(lines: list[str], separator: str) -> list[list[str]]:
+    records: list[list[str]] = []
+    try:
+        for record in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
+            if any(cell.strip() for cell in record):
+                records.append(record)
+            if len(records) > _SAMPLE:
+                break
+    except csv.Error:
+        # A quote that is closed in the middle of a cell, or never, says that this is not what stands between cells.
+        pass
+    return records
 
 
 def _records(path: Path, lines: list[str], separator: str) -> tuple[list[list[str]], list[int]]:

@@ -368,7 +368,7 @@ def _raise_faults(faults: Sequence[_Fault]) -> None:
             kind = {"date": "dates", "boolean": "true or false"}.get(fault.kind, "numbers")
             raise DataError(f"column '{fault.column}' holds text such as '{values[0]}'; {kind} were expected")
         if fault.what == "unseen":
-            known = ", ".join(fault.known[:20]) + (", ..." if len(fault.known) > 20 else "")
+            known = ", ".join(sorted(fault.known)[:20]) + (", ..." if len(fault.known) > 20 else "")
             raise DataError(f"column '{fault.column}' has values that training did not have: {shown}; known: {known}")
         raise DataError(f"column '{fault.column}' spans too wide a range for single precision: {shown}; rescale it")
 
@@ -617,8 +617,8 @@ def _without_gaps(
         names = {name: count for name, count in gaps.items() if count and cells[name].kind == "text"}
         if missing == "keep" and any(name in features for name in names):
             notes.add(
-                f"missing categories are kept in {_listed(names)}; if a method imputes numbers only, make them a category "
-                "of their own: missing='level'"
+                f"missing categories are kept in {_listed(names)}; for a method that imputes numbers only, make them a "
+                "category of their own: missing='level'"
             )
         gaps |= dict.fromkeys(features, 0)
     gaps = {name: count for name, count in gaps.items() if count}
