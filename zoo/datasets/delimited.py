@@ -47,9 +47,9 @@ def read_delimited(path: Path) -> Delimited:
     """Read a file of separated values as text.
 
     Commas, semicolons, tabs, bars and blanks are told apart by which of them gives all records the same number of
-    cells, with quotes (which may hold separators and line breaks) respected. UTF-8 and UTF-16 with a mark are read. Left
-    out are blank lines, lines of comments (``#``) before the header, separators at the end of every line, a first line
-    ``sep=;`` as Excel writes it, and a first column without a name that counts the rows.
+    cells, with quotes (which may hold separators and line breaks) respected. UTF-8 and UTF-16 with a mark are read.
+    Left out are blank lines, lines of comments (``#``) before the header, separators at the end of every line, a first
+    line ``sep=;`` as Excel writes it, and a first column without a name that counts the rows.
 
     Args:
         path: The file; ``.gz`` is unpacked.
