@@ -305,18 +305,16 @@ def date_format(words: Sequence[str], day_first: bool | None = None) -> str | No
         return None
     mark, digits = shapes.pop()
     year = "%Y" if digits == 4 else "%y"
-    ways = {
-        True: _first(words, [f"%d{mark}%m{mark}{year}{clock}" for clock in _CLOCKS]),
-        False: _first(words, [f"%m{mark}%d{mark}{year}{clock}" for clock in _CLOCKS]),
-    }
-    if ways[True] is None or ways[False] is None:
-        return ways[True] or ways[False]
+    by_day = _first(words, [f"%d{mark}%m{mark}{year}{clock}" for clock in _CLOCKS])
+    by_month = _first(words, [f"%m{mark}%d{mark}{year}{clock}" for clock in _CLOCKS])
+    if by_day is None or by_month is None:
+        return by_day or by_month
     # Where points stand, the day comes first: nobody writes the month first that way.
     day_first = True if day_first is None and mark == "." else day_first
     if day_first is not None:
-        return ways[day_first]
-    if np.array_equal(parse_dates(words, ways[True]), parse_dates(words, ways[False])):
-        return ways[True]
+        return by_day if day_first else by_month
+    if np.array_equal(parse_dates(words, by_day), parse_dates(words, by_month)):
+        return by_day
     raise AmbiguousDateError(words[0])
 
 
