@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -166,12 +168,12 @@ def semi_supervised_vae_labelled() -> Example:
 
 # --------------------------------------------------------------------------------------- counts of single cells
 def half(tensor):
-    return tensor.reshape(tensor.shape[:-1] + (2, -1)).unbind(-2)
+    return tensor.reshape((*tensor.shape[:-1], 2, -1)).unbind(-2)
 
 
 def layers(*sizes: int) -> nn.Module:
     found: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:-1], strict=False):
+    for a, b in itertools.pairwise(sizes[:-1]):
         found += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*found, nn.Linear(sizes[-2], sizes[-1]))
 

@@ -39,9 +39,9 @@ class GammaFactors:
             w_bottom = pyro.sample("w_bottom", dist.Gamma(self.alpha, self.beta))
         with pyro.plate("data", x.size(0)):
             z_top = pyro.sample("z_top", dist.Gamma(self.alpha, self.beta).expand([self.top]).to_event(1))
-            mean = torch.matmul(z_top, w_top.reshape(w_top.shape[:-1] + (self.top, self.bottom)))
+            mean = torch.matmul(z_top, w_top.reshape((*w_top.shape[:-1], self.top, self.bottom)))
             z_bottom = pyro.sample("z_bottom", dist.Gamma(self.alpha, self.beta / mean).to_event(1))
-            mean = torch.matmul(z_bottom, w_bottom.reshape(w_bottom.shape[:-1] + (self.bottom, self.size)))
+            mean = torch.matmul(z_bottom, w_bottom.reshape((*w_bottom.shape[:-1], self.bottom, self.size)))
             pyro.sample("obs", dist.Poisson(mean).to_event(1), obs=x)
 
     def guide(self, x):
@@ -113,7 +113,7 @@ def sparse_gamma_auto() -> Example:
 # -------------------------------------------------------------------------------------- subsampling, easy guide
 def shrunken(batch, subsample, full_size):
     """Rows that enter as a mini-batch of a size that the caller knows."""
-    num_rows, width = batch.shape
+    _num_rows, width = batch.shape
     drift = pyro.sample("drift", dist.LogNormal(-1.0, 0.5))
     with pyro.plate("data", full_size, subsample=subsample):
         level = pyro.sample("level", dist.Normal(0.0, 1.0))

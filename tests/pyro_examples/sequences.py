@@ -98,7 +98,7 @@ def mixed(config):
         with pyro.plate("individual", individuals, dim=-2), poutine.mask(mask=config["mask"]):
             noise = pyro.sample("eps_i", dist.Normal(torch.zeros(states**2), 1.0).to_event(1))
             gamma = effect + noise
-            gamma = gamma.reshape(gamma.shape[:-1] + (states, states))
+            gamma = gamma.reshape((*gamma.shape[:-1], states, states))
             y = torch.tensor(0)
             for t in pyro.markov(range(steps)):
                 y = pyro.sample(f"y_{t}", dist.Categorical(logits=Vindex(gamma)[..., y, :]))
