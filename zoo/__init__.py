@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zoo.errors import ZooError as ZooError
     from zoo.hub import pull as pull
     from zoo.hub import push as push
+    from zoo.inference.arguments import Arguments as Arguments
     from zoo.inference.check import check as check
     from zoo.inference.compiled import compile_svi as compile_svi
     from zoo.inference.posterior import Posterior as Posterior
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported on first use, so that `zoo list` does not pay for torch.
 _WHERE = {
     "Alternating": "zoo.types",
+    "Arguments": "zoo.inference.arguments",
     "Claim": "zoo.types",
     "Dataset": "zoo.types",
     "Diagnostic": "zoo.types",

@@ -12,11 +12,12 @@ import torch
 from pyro import poutine
 
 from zoo.errors import PairError
+from zoo.inference.arguments import prepared
 from zoo.inference.objectives import losses_of
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.svi import Trainer, _check_sites
 from zoo.inference.validation import check_trace, one_line
-from zoo.types import Batch, Elbo, Objective, Pair, Recipe
+from zoo.types import Elbo, Objective, Pair, Recipe
 
 __all__ = ["Step", "check"]
 
@@ -39,7 +40,7 @@ class Step:
 def check(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
-    batch: Batch,
+    batch: Any,
     *,
     objective: Objective | None = None,
     steps: int = 20,
@@ -50,7 +51,7 @@ def check(
     Args:
         model: The model, a callable of the batch.
         guide: The guide, or ``None`` for a model that is sampled by NUTS.
-        batch: A batch.
+        batch: A batch, or what model and guide are called with, as for :func:`zoo.fit`.
         objective: What SVI minimises; an :class:`~zoo.types.Elbo` if ``None``.
         steps: Optimiser steps compared between compiled and eager.
         compile: Whether to try the compiled graph.
@@ -59,6 +60,8 @@ def check(
         The steps, in order.
     """
     found: list[Step] = []
+    (model, guide, *_), given, _ = prepared(Pair(model, guide), batch)
+    batch = {k: torch.as_tensor(v) for k, v in given.items()}
     objective = Elbo() if objective is None else objective
     before = set(pyro.get_param_store().keys())
     dtype = next((v.dtype for v in batch.values() if v.is_floating_point()), torch.get_default_dtype())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo import artifacts
 from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, ZooError
+from zoo.inference.arguments import Arguments, Signature, prepared, rebound, signature_of
 from zoo.inference.laplace import with_laplace
 from zoo.inference.objectives import losses_of
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
@@ -122,7 +123,7 @@ class Posterior:
     def from_store(
         cls,
         pair: Pair,
-        data: Dataset | Batch,
+        data: Dataset | Batch | Arguments | Sequence[Any],
         *,
         name: str = "pair",
         losses: Sequence[float] | Tensor = (),
@@ -135,7 +136,7 @@ class Posterior:
 
         Args:
             pair: Model and guide, as they were trained.
-            data: Data set, or the whole training batch.
+            data: Data set, or what model and guide are called with on all rows, as for :func:`zoo.fit`.
             name: What to call it.
             losses: Loss of every step, for the check of the optimiser.
             recipe: How it was trained, for the checks that fit again; without one they do not run.
@@ -152,6 +153,7 @@ class Posterior:
 
         if pair.guide is None:
             raise PairError("this pair has no guide, so nothing of it was trained")
+        pair, data, _ = prepared(pair, data)
         pair = with_laplace(pair)
         dataset = _dataset(data, None)
         stored = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
@@ -182,6 +184,9 @@ class Posterior:
             "versions": versions(),
             "git": git_state(),
         }
+        own = signature_of(pair)
+        if own is not None:
+            info["arguments"] = own.to_json()
         if recipe is not None:
             info |= {"recipe": dataclasses.asdict(recipe), "steps": recipe.steps}
         return cls(
@@ -307,13 +312,13 @@ class Posterior:
             raise DataError(f"kinds is {tuple(kinds)}; allowed: some of {', '.join(_KINDS)}")
         if max_bytes < 1:
             raise DataError(f"max_bytes is {max_bytes}; allowed: a positive number of bytes")
-        prepared = self._prepare(batch)
-        given = batch and prepared
+        ready = self._prepare(batch)
+        given = None if batch is None else ready
 
         def block(draws: Mapping[str, Tensor], stream: int) -> Prediction:
             found = Prediction(samples={})
             if set(kinds) != {"log_prob"}:
-                found = self._runs.predict(draws, prepared, stream, max_bytes=max_bytes // 2, compile=compile)
+                found = self._runs.predict(draws, ready, stream, max_bytes=max_bytes // 2, compile=compile)
             kept = {k: getattr(found, k) if k in kinds else {} for k in _KINDS}
             if "log_prob" in kinds:
                 kept["log_prob"] = self.log_likelihood(given, draws=draws, max_bytes=max_bytes // 2)
@@ -329,7 +334,7 @@ class Posterior:
         for start in range(0, n, step):
             own = block_seed(seed, start)
             if self.chains is None:
-                draws = self._runs.guide_draws(prepared, min(step, n - start), own, max_bytes=max_bytes // 4)
+                draws = self._runs.guide_draws(ready, min(step, n - start), own, max_bytes=max_bytes // 4)
             parts.append(block(draws, own))
         return joined(parts)
 
@@ -489,9 +494,27 @@ class Posterior:
         return write(self, path, **options)
 
     # ------------------------------------------------------------------------------------------------ batches
+    def _entries(self, given: Any) -> Batch | None:
+        """Return what was passed as a batch: arguments are taken apart as those of the fit were."""
+        own = signature_of(self.pair)
+        return given if given is None or own is None else own.batch(given)
+
+    def _runs_without(self, given: Batch) -> bool:
+        """Tell whether the model runs on a batch that lacks entries, as what is observed may be absent."""
+        from pyro import poutine
+
+        try:
+            with self._runs.bound(), stream(seeded(0, self._runs.device)):
+                poutine.trace(self.pair.model).get_trace(given)
+        except Exception:
+            return False
+        return True
+
     def _prepare(self, batch: Batch | None) -> dict[str, Tensor]:
         """Check a batch against the training batch, add ``index`` if it lacks one, and move it."""
         train = self.data.train
+        absent = None
+        batch = self._entries(batch)
         given = dict(train if batch is None else batch)
         rows = None
         targets = set() if self.data.target is None else {"y"}
@@ -508,7 +531,8 @@ class Posterior:
                 if key == "x_missing" and isinstance(given.get("x"), Tensor):
                     given[key] = torch.zeros(given["x"].shape, dtype=torch.bool)
                     continue
-                raise DataError(f"the batch has no entry '{key}'; it has {', '.join(sorted(given))}")
+                absent = absent or key
+                continue
             value = given[key]
             if not isinstance(value, Tensor):
                 raise DataError(f"batch entry '{key}' is a {type(value).__name__}; expected a tensor")
@@ -528,7 +552,18 @@ class Posterior:
         if "index" in train and "index" not in given:
             given["index"] = torch.arange(rows or 0)
         dtype, device = self._runs.dtype, self._runs.device
-        return {k: v.to(device=device, dtype=dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+        ready = {k: v.to(device=device, dtype=dtype if v.is_floating_point() else v.dtype) for k, v in given.items()}
+        if self.method is None and not train.keys() <= ready.keys() and not self._runs_without(ready):
+            # What is observed may be absent, also where the model asks for it without a default.
+            absent = absent or next(key for key in train if key not in ready)
+            ready = _Lacking(ready, frozenset(train))
+            if self._runs_without(ready):
+                return ready
+        elif self.method is None:
+            return ready
+        if absent is not None:
+            raise DataError(f"the batch has no entry '{absent}'; it has {', '.join(sorted(given))}")
+        return ready
 
     def _local_sites(self) -> set[str]:
         """Latents of the training rows, which new rows do not share: in a plate over them, or their missing entries."""
@@ -618,13 +653,14 @@ class Posterior:
         return folder
 
 
-def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Dataset | None = None) -> Posterior:
+def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Any = None) -> Posterior:
     """Read a saved posterior; nothing in it is executed.
 
     Args:
         folder: What :meth:`Posterior.save` wrote.
         pair: The pair, for a posterior of a pair that no method built.
-        data: The data set, if it is neither bundled nor stored with the posterior.
+        data: The data set, if it is neither bundled nor stored with the posterior; for a pair also the arguments that
+            it was fitted to, which are needed where one of them is neither a tensor nor a number, a text or a switch.
 
     Returns:
         The posterior, which predicts as the saved one did.
@@ -659,6 +695,7 @@ def _rebuild(
     from zoo.registry import get
 
     groups, others = _grouped(tensors, len(meta["restarts"]))
+    pair, data = _called(meta, folder, pair, data)
     if data is None:
         data = _stored_data(meta["data"], groups["data"])
     _check_data(data, meta["data"]["fingerprint"], folder)
@@ -726,6 +763,40 @@ def _rebuild(
     posterior = rebuild(groups, meta["info"])
     posterior.restarts = tuple(rebuild(own, facts) for own, facts in zip(others, meta["restarts"], strict=True))
     return posterior
+
+
+def _called(meta: Mapping[str, Any], folder: Path, pair: Pair | None, data: Any) -> tuple[Pair | None, Any]:
+    """Return pair and data of one batch, where the pair was fitted with arguments of its own."""
+    if pair is None or meta["method"] is not None:
+        return pair, data
+    if data is not None and not isinstance(data, Dataset):
+        from zoo.inference.runner import _dataset
+
+        pair, data, _ = prepared(pair, data)
+        return pair, _dataset(data, None)
+    if "arguments" not in meta["info"]:
+        return pair, data
+    spelt = meta["info"]["arguments"]
+    if spelt is None:
+        raise ArtifactError(f"'{folder}' does not hold all arguments of the pair: pass data= as to the fit")
+    return rebound(pair, Signature.from_json(spelt)), data
+
+
+class _Lacking(dict[str, Tensor]):
+    """A batch whose absent entries are ``None``.
+
+    Args:
+        entries: Those that it has.
+        names: Those that it may be asked for.
+    """
+
+    def __init__(self, entries: Mapping[str, Tensor], names: frozenset[str]) -> None:
+        super().__init__(entries)
+        self.names = names
+
+    def __missing__(self, key: str) -> None:
+        if key not in self.names:
+            raise KeyError(key)
 
 
 class _Known(Messenger):  # type: ignore[misc]

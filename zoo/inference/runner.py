@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError, RankError, UnknownNameError, suggest
+from zoo.inference.arguments import Arguments, prepared, signature_of
 from zoo.inference.checkpoint import Chains, Checkpoint, difference
 from zoo.inference.distributed import Ranks, join, together
 from zoo.inference.laplace import with_laplace
@@ -47,7 +48,7 @@ _FEW = 8  # rows that are enough to learn what a method's pair reads
 @torch.inference_mode(False)
 def fit(
     method: str | Method[Any] | Pair,
-    data: str | Dataset | Batch | None = None,
+    data: str | Dataset | Batch | Arguments | Sequence[Any] | Iterable[Any] | None = None,
     *,
     hyper: Any = None,
     engine: str | None = None,
@@ -87,7 +88,10 @@ def fit(
 
     Args:
         method: Name of a method, the method, or a pair.
-        data: Data set, its bundled name, or for a pair a training batch; ``None`` takes the method's default data.
+        data: Data set, its bundled name, or for a pair what its model and guide are called with: a training batch, a
+            tuple of positional arguments, a mapping of the model's parameters by name, :class:`Arguments` for both, or
+            a loader of batches, whose rows are read once and cut into mini-batches here; ``None`` takes the method's
+            default data.
         hyper: Hyper-parameters, or a mapping of those that differ from the defaults.
         engine: ``svi`` or ``nuts``; ``None`` takes the method's first (for a pair: ``svi`` if it has a guide).
         seed: Decides every random number of the fit.
@@ -154,6 +158,9 @@ def fit(
         found = method
     elif not isinstance(method, Pair):
         raise PairError(f"method is a {type(method).__name__}; allowed: a name, a Method or a Pair")
+    if isinstance(method, Pair):
+        method, data, rows = prepared(method, data)
+        batch_size = rows if batch_size is None else batch_size
     dataset = _dataset(data, found)
     hyper = _hyper(found, hyper)
     engine = _engine(engine, found, method)
@@ -213,6 +220,9 @@ def fit(
     }
     if init is not None:
         about["init"] = _digest(init)
+    own_call = signature_of(method) if isinstance(method, Pair) else None
+    if own_call is not None:
+        about["arguments"] = own_call.to_json()
     common = {"data": dataset, "engine": engine, "name": title, "method": found, "hyper": hyper}
     identity = {
         "name": title,
