@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pyro
 import pytest
-import torch
 from pyro.infer import SVI
 
 import zoo

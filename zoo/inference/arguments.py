@@ -1,4 +1,4 @@
-"""Pairs whose model and guide take arguments as Pyro's do, ``model(x, y)``: their tensors become the entries of a batch.
+"""Pairs whose model and guide take arguments as Pyro's do, ``model(x, y)``: their tensors become entries of a batch.
 
 The runner knows one kind of pair, callables of one batch. Here the arguments of any other are taken apart: tensors are
 named after the parameter that they are passed for (``x``, ``config.mask``), all else (sizes, switches, ``None``) stays
@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.errors import DataError, PairError
 from zoo.types import Batch, Dataset, Pair
 
-__all__ = ["Arguments", "Called", "Signature", "prepared", "rebound", "signature_of"]
+__all__ = ["Arguments", "Called", "Signature", "like", "plain", "prepared", "rebound", "signature_of"]
 
 
 class Arguments:
@@ -271,6 +271,31 @@ def signature_of(pair: Pair) -> Signature | None:
     return pair.model.signature if isinstance(pair.model, Called) else None
 
 
+def plain(function: Any) -> Any:
+    """Return the model or guide as its author wrote it.
+
+    Args:
+        function: It, or what calls it with a batch.
+
+    Returns:
+        The function.
+    """
+    return function.function if isinstance(function, Called) else function
+
+
+def like(called: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return another function, to be called as a model or guide is.
+
+    Args:
+        called: The model or guide.
+        function: Takes the same arguments as its author's.
+
+    Returns:
+        A callable of what ``called`` takes.
+    """
+    return Called(function, called.signature) if isinstance(called, Called) else function
+
+
 def rebound(pair: Pair, own: Signature) -> Pair:
     """Return a pair of any arguments as one of a batch, called as a signature says.
 
@@ -291,8 +316,8 @@ def rows_of(loader: Any) -> tuple[Arguments, int]:
     """Read a loader once, as the rows that a fit cuts into mini-batches itself.
 
     Args:
-        loader: An iterable of batches, e.g. a :class:`torch.utils.data.DataLoader`: tensors, tuples or lists of them, or
-            mappings. What it draws anew with every pass (augmentation, noise) is drawn once.
+        loader: An iterable of batches, e.g. a :class:`torch.utils.data.DataLoader`: tensors, tuples or lists of them,
+            or mappings. What it draws anew with every pass (augmentation, noise) is drawn once.
 
     Returns:
         The arguments with all rows, and the rows of its first batch.
@@ -316,7 +341,9 @@ def rows_of(loader: Any) -> tuple[Arguments, int]:
             ) from error
     sizes = {len(v) for v in joined.values()}
     if len(sizes) > 1:
-        raise DataError(f"the {type(loader).__name__} has entries of {sorted(sizes)} rows; they need one number of rows")
+        raise DataError(
+            f"the {type(loader).__name__} has entries of {sorted(sizes)} rows; they need one number of rows"
+        )
     size = len(first[keys[0]])
     return (Arguments(**joined) if isinstance(first, Mapping) else Arguments(*joined.values())), size
 
@@ -386,7 +413,7 @@ def _apart(name: str, value: Any, found: dict[str, Tensor]) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_apart(f"{name}.{i}", v, found) for i, v in enumerate(value))
     if hasattr(value, "__array__") and not isinstance(value, torch.nn.Module):
-        found[name] = torch.as_tensor(value)
+        found[name] = _tensor(name, value)
         return _Entry(name)
     return value
 
@@ -430,7 +457,7 @@ def _match(name: str, own: Any, value: Any, found: dict[str, Tensor]) -> None:
     """Take one argument apart as that of the fit was; what is no tensor has to be the same."""
     if isinstance(own, _Entry):
         if value is not None:
-            found[own.name] = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            found[own.name] = _tensor(name, value)
     elif type(own) is dict and isinstance(value, Mapping):
         for key, part in own.items():
             if key in value:
@@ -443,4 +470,12 @@ def _match(name: str, own: Any, value: Any, found: dict[str, Tensor]) -> None:
 
 
 def _named(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(k): v if isinstance(v, Tensor) else torch.as_tensor(v) for k, v in given.items() if v is not None}
+    return {str(k): _tensor(str(k), v) for k, v in given.items() if v is not None}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"argument '{name}', a {type(value).__name__}, is no tensor: {line}") from error

@@ -25,6 +25,7 @@ from pyro.ops.hessian import hessian
 from torch import Tensor, nn
 
 from zoo.errors import NonFiniteError, PairError
+from zoo.inference.arguments import like, plain
 from zoo.inference.objectives import losses_of, to_pyro
 from zoo.inference.program import _modules
 from zoo.types import Batch, Elbo, Finish, Pair
@@ -43,7 +44,7 @@ def is_laplace(pair: Pair) -> bool:
     Returns:
         Whether it is.
     """
-    return pair.finish is not None and isinstance(pair.finish.guide, _Normal)
+    return pair.finish is not None and isinstance(plain(pair.finish.guide), _Normal)
 
 
 def with_laplace(pair: Pair) -> Pair:
@@ -61,8 +62,9 @@ def with_laplace(pair: Pair) -> Pair:
     """
     if pair.guide is None or (pair.finish is not None and not is_laplace(pair)):
         return pair
-    if isinstance(pair.guide, AutoLaplaceApproximation):
-        return pair._replace(finish=_finish(pair, pair.guide))
+    own = plain(pair.guide)
+    if isinstance(own, AutoLaplaceApproximation):
+        return pair._replace(finish=_finish(pair, own))
     if any(isinstance(module, AutoLaplaceApproximation) for module in _modules([pair.guide])):
         kind = type(pair.guide).__name__ if isinstance(pair.guide, nn.Module) else "function"
         raise PairError(
@@ -79,7 +81,7 @@ def _finish(pair: Pair, trained: AutoLaplaceApproximation) -> Finish:
     def compute(params: Mapping[str, Tensor], batch: Batch) -> Mapping[str, Tensor]:
         mode = params[loc].clone().requires_grad_()
         batch = {k: v.to(mode) if v.is_floating_point() else v.to(mode.device) for k, v in batch.items()}
-        loss = _bound(pair).differentiable_loss(pair.model, _Around(trained, mode), batch)
+        loss = _bound(pair).differentiable_loss(pair.model, like(pair.guide, _Around(trained, mode)), batch)
         return dict(zip((scale, scale_tril), _covariance(hessian(loss, mode)), strict=True))
 
     def check() -> None:
@@ -90,7 +92,7 @@ def _finish(pair: Pair, trained: AutoLaplaceApproximation) -> Finish:
                 f"{_MOST:,}: take AutoNormal or AutoLowRankMultivariateNormal"
             )
 
-    guide = _Normal(trained, loc, scale, scale_tril)
+    guide = like(pair.guide, _Normal(trained, loc, scale, scale_tril))
     return Finish(guide=guide, names=(scale, scale_tril), compute=compute, check=check)
 
 
