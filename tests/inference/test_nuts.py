@@ -390,14 +390,6 @@ def test_mini_batches_are_refused():
     with pytest.raises(PairError, match="plate 'datum' at site 'y' holds 4 of 10 rows"):
         nuts.sample(model, {})
 
-    def random(batch):
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        with pyro.plate("datum", 10, subsample_size=4) as index:
-            pyro.sample("y", dist.Normal(theta, 1.0), obs=torch.zeros(10)[index])
-
-    with pytest.raises(PairError, match="plate 'datum'"):
-        nuts.sample(random, {})
-
 
 def test_random_numbers_outside_sites_are_refused():
     def model(batch):

@@ -89,6 +89,7 @@ def sites(posterior: Posterior, batch: Batch, draw: Mapping[str, Tensor]) -> dic
     """
     from zoo.inference.program import seeded, stream
 
+    posterior.runs.check_columns(batch)
     with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
         trace = _trace(posterior.pair.model, batch, draw)
     rows = batch.get("index")

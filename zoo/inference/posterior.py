@@ -108,6 +108,7 @@ class Posterior:
             buffers=self._buffers,
             dtype=getattr(torch, self.info.get("dtype", "float32")),
             device=torch.device(self.info.get("device", "cpu")),
+            train=data.train,
         )
 
     def __repr__(self) -> str:
@@ -915,10 +916,11 @@ def _latents(pair: Pair, data: Dataset, dtype: torch.dtype) -> dict[str, Sequenc
     from pyro.poutine.subsample_messenger import _Subsample
 
     from zoo.inference.program import discover
+    from zoo.inference.subsampling import all_rows
 
     batch = {k: v.to(dtype=dtype if v.is_floating_point() else v.dtype) for k, v in data.train.items()}
     traces: list[Any] = []
-    with pyro_world(dtype=dtype), stream(seeded(0)):
+    with pyro_world(dtype=dtype), stream(seeded(0)), all_rows():
         discover(
             lambda: traces.append(poutine.trace(pair.model).get_trace(batch)), [pair.model], dtype=dtype, device="cpu"
         )

@@ -31,6 +31,7 @@ from torch.fx.node import map_arg
 
 from zoo.errors import EngineError, NonFiniteError, PairError, ZooError
 from zoo.inference.program import LastSite, Layout, discover, pyro_world, seeded, stream
+from zoo.inference.subsampling import all_rows
 from zoo.inference.validation import check_rows, one_line, pair_error
 from zoo.types import Batch
 
@@ -95,7 +96,7 @@ class Potential:
             return discover(lambda: model(self._batch), [model], dtype=self.dtype, device="cpu")
         except RuntimeError:
             try:
-                with pyro_world(dtype=self._usual):
+                with pyro_world(dtype=self._usual), all_rows():
                     return discover(lambda: model(original), [model], dtype=self.dtype, device="cpu")
             except RuntimeError:
                 pass
@@ -146,8 +147,6 @@ class Potential:
                         "needs the whole data in one batch: pass the full training batch, or use engine='svi'"
                     )
             if isinstance(fn, _Subsample):
-                if fn.subsample_size is not None and fn.subsample_size < fn.size:
-                    raise PairError(f"plate '{name}' draws random mini-batches; NUTS needs the whole data in plates")
                 continue
             if site["is_observed"] or fn.has_enumerate_support:
                 continue
@@ -173,7 +172,7 @@ class Potential:
 
     @contextmanager
     def _world(self) -> Iterator[None]:
-        with pyro_world(dtype=self.dtype), stream(self._random), torch.enable_grad():
+        with pyro_world(dtype=self.dtype), stream(self._random), torch.enable_grad(), all_rows():
             yield
 
     @contextmanager

@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,15 +22,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.errors import PairError
+from zoo.errors import DataError, PairError
 from zoo.inference.objectives import losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, pyro_world, seeded, stream
 from zoo.inference.promotion import OneType
+from zoo.inference.subsampling import all_rows, drawn_plates, unsteady_site
 from zoo.types import Batch, Elbo, Pair
 
 __all__ = ["MAX_BYTES", "Prediction", "Runs", "block_seed", "given_draws", "joined"]
 
 MAX_BYTES = 2**28
+_FEW = 11  # rows on which a pair is read, where it takes mini-batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class Runs:
         buffers: Module buffers in the layout's order.
         dtype: Default type inside.
         device: Default device inside.
+        train: The training batch, on which plates that draw mini-batches are found; ``None`` looks for none.
     """
 
     pair: Pair
@@ -117,14 +120,71 @@ class Runs:
     buffers: list[Tensor]
     dtype: torch.dtype
     device: torch.device
+    train: Batch | None = None
+    _drawn: dict[str, int] | None = field(default=None, init=False, repr=False)
+    _unsteady: str = field(default="", init=False, repr=False)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
         """Run a block with the fitted values bound, modules in evaluation mode, without gradients.
 
+        Plates that draw mini-batches of their own take all rows inside, in order.
+
         Yields:
             Nothing.
         """
+        with self._with_values():
+            if self._drawn is None:
+                self._drawn = {}
+                if self.train is not None:
+                    self._read_plates(self.train)
+            with all_rows(frozenset(self._drawn)):
+                yield
+
+    @property
+    def _programs(self) -> tuple[Callable[..., Any], ...]:
+        guide = self.pair.drawing
+        return (self.pair.model,) if guide is None or self.layout is None else (guide, self.pair.model)
+
+    def _read_plates(self, train: Batch) -> None:
+        rows = len(train["index"]) if "index" in train else 0
+        batch = {}
+        for name, value in train.items():
+            few = value[:_FEW] if rows and value.ndim and len(value) == rows else value
+            batch[name] = few.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+        self._drawn = drawn_plates(self._programs, batch)
+        with all_rows(frozenset(self._drawn)), suppress(Exception):  # what it raises, whoever uses it will see
+            self._unsteady = unsteady_site(self.pair.model, batch)
+
+    def check_columns(self, batch: Batch) -> None:
+        """Raise unless the columns of what is observed are the rows of a batch, in order.
+
+        Args:
+            batch: The batch.
+
+        Raises:
+            PairError: If the model draws its own rows in a way that cannot be undone.
+            DataError: If a plate that draws mini-batches has another size than the batch has rows.
+        """
+        with self.bound():
+            drawn = dict(self._drawn or {})
+            sizes = drawn_plates(self._programs, batch, frozenset(drawn)) if drawn else {}
+        if self._unsteady:
+            raise PairError(
+                f"site '{self._unsteady}' observes other data in every run, so that no column of its log density is "
+                "one datum: draw mini-batches by pyro.plate(NAME, SIZE, subsample_size=...), or give the batch 'index' "
+                "and zoo.fit a batch_size"
+            )
+        for name, size in drawn.items():
+            for key, value in (self.train or {}).items():
+                if value.ndim and len(value) == size and key in batch and len(batch[key]) != sizes.get(name, size):
+                    raise DataError(
+                        f"the plate '{name}' has {sizes.get(name, size)} rows and '{key}' {len(batch[key])}; write its "
+                        f"size as len(batch['{key}']), so that other rows can be predicted"
+                    )
+
+    @contextmanager
+    def _with_values(self) -> Iterator[None]:
         with pyro_world(dtype=self.dtype, device=self.device), torch.no_grad():
             if self.layout is None:
                 with OneType(self.dtype):
@@ -296,6 +356,7 @@ class Runs:
             The prediction; with ``log_prob`` if exactly one site is observed and no latent is summed out, so that the
             site's distribution in a replicate is that of the data.
         """
+        self.check_columns(batch)
         with self.bound(), stream(seeded(seed, self.device)):
             first = {k: v[0] for k, v in latents.items()}
             nodes = self.model_trace(first, batch).nodes

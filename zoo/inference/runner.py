@@ -824,7 +824,7 @@ def finished(
         return layout, dict(values)
     like = next(iter(values.values()))
     # Model and guide read the trained values, so that the computation may run them.
-    trained = Runs(pair, layout, [values[n] for n in layout.names], list(buffers), like.dtype, like.device)
+    trained = Runs(pair, layout, [values[n] for n in layout.names], list(buffers), like.dtype, like.device, data.train)
     with trained.bound(), torch.enable_grad():
         computed = pair.finish.compute(layout.constrained(values), data.train)
     if set(computed) != set(pair.finish.names):
