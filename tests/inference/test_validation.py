@@ -12,7 +12,7 @@ import torch
 from pyro.nn import PyroModule
 
 import zoo
-from zoo.errors import PairError
+from zoo.errors import DataError, PairError
 from zoo.inference.validation import check_trace
 from zoo.types import Pair
 
@@ -226,3 +226,59 @@ def test_a_wide_prior_whose_first_draw_gives_no_density_is_sampled() -> None:
 
     found = zoo.fit(Pair(model), data(torch.randn(ROWS)), engine="nuts", chains=1, draws=20, tune=100, compile=False)
     assert bool(found.chains["log"].abs().max() < 2)
+
+
+def regression(batch: Any) -> None:
+    w = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("datum", len(batch["x"])):
+        pyro.sample("y", dist.Normal(w * batch["x"], 1.0), obs=batch.get("y"))
+
+
+def schools(batch: Any) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("school", len(batch["x"])):
+        theta = pyro.sample("theta", dist.Normal(mu, 5.0))
+        pyro.sample("y", dist.Normal(theta, 0.1), obs=batch.get("y"))
+
+
+def local_guide(batch: Any) -> None:
+    guide(batch)
+    with pyro.plate("school", len(batch["x"])):
+        pyro.sample("theta", dist.Normal(pyro.param("theta_loc", lambda: torch.randn(ROWS)), 0.1))
+
+
+def amortised_guide(batch: Any) -> None:
+    guide(batch)
+    with pyro.plate("school", len(batch["x"])):
+        pyro.sample("theta", dist.Normal(batch["x"] * pyro.param("slope", torch.tensor(1.0)), 0.1))
+
+
+def test_mini_batches_need_rows() -> None:
+    batch = {"x": torch.randn(ROWS), "y": torch.randn(ROWS)}
+    pair = Pair(regression, guide)
+    with pytest.raises(DataError, match=r"batch_size is 10, .*'index': torch.arange\(30\)") as error:
+        zoo.fit(pair, batch, steps=2, batch_size=10, compile=False)
+    said(error)
+    assert zoo.fit(pair, batch, steps=2, batch_size=0, compile=False).info["recipe"]["batch_size"] is None
+    with_rows = zoo.fit(pair, batch | {"index": torch.arange(ROWS)}, steps=2, batch_size=10, compile=False)
+    assert with_rows.info["recipe"]["batch_size"] == 10
+
+
+def test_other_rows_do_not_get_the_latents_of_the_fit() -> None:
+    batch = {"x": torch.randn(ROWS), "y": torch.randn(ROWS)}
+    new = {"x": torch.randn(ROWS)}
+    for pair, options in (
+        (Pair(schools), {"engine": "nuts", "chains": 1, "draws": 5, "tune": 20}),
+        (Pair(schools, local_guide), {"steps": 2}),
+    ):
+        found = zoo.fit(pair, batch, compile=False, **options)
+        for use in (found.predict, found.log_likelihood):
+            with pytest.raises(DataError, match="latent 'theta' has a value for each row of the fit") as error:
+                use(new)
+            said(error)
+        assert found.predict(n=5).samples["y"].shape == (5, ROWS)
+        assert found.predict({"x": batch["x"]}, n=5).samples["y"].shape == (5, ROWS)
+    shared = zoo.fit(Pair(regression), batch, engine="nuts", chains=1, draws=5, tune=5, compile=False)
+    assert shared.predict({"x": torch.randn(7)}, n=5).samples["y"].shape == (5, 7)
+    amortised = zoo.fit(Pair(schools, amortised_guide), batch, steps=2, compile=False)
+    assert amortised.predict({"x": torch.randn(7)}, n=5).samples["y"].shape == (5, 7)

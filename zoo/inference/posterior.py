@@ -24,6 +24,7 @@ from zoo.inference.laplace import with_laplace
 from zoo.inference.objectives import losses_of
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
+from zoo.inference.rows import check_new_rows
 from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
 if TYPE_CHECKING:
@@ -251,11 +252,14 @@ class Posterior:
             Latent site -> ``(n, ...)``.
 
         Raises:
-            DataError: If ``n`` is not positive.
+            DataError: If ``n`` is not positive, or other rows would get the latents of those that were fitted.
+            PairError: If the guide does not run on the batch.
         """
         if n < 1:
             raise DataError(f"n is {n}; allowed: 1 or more draws")
         own = batch is None or batch is self.data.train
+        if batch is not None and not own and "index" not in self.data.train:
+            check_new_rows(self, batch)
         if self.chains is not None:
             flat = {k: v.flatten(0, 1) for k, v in self.chains.items()}
             total = len(next(iter(flat.values())))

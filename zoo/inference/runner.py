@@ -200,6 +200,10 @@ def fit(
         "weight_decay": weight_decay,
     }
     recipe = _recipe(base, options)
+    if engine == "svi" and recipe.batch_size is not None and "index" not in dataset.train:
+        if batch_size:
+            _refuse_batches(batch_size, dataset)
+        recipe = dataclasses.replace(recipe, batch_size=None)  # of a method, for data without rows
 
     def build(at: int) -> Pair:
         if found is None:
@@ -600,6 +604,14 @@ def _check_numbers(**values: int | None) -> None:
         # Every step has its place in tables of rates and losses, every draw in those of chains.
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
             raise DataError(f"{name} is {value!r}; allowed: a whole number from 1 to {_MOST:,}")
+
+
+def _refuse_batches(batch_size: int, data: Dataset) -> None:
+    rows = max((len(v) for v in data.train.values() if v.ndim), default=0)
+    raise DataError(
+        f"batch_size is {batch_size}, but the batch has no entry 'index', which says what its rows are: add 'index': "
+        f"torch.arange({rows}) and write pyro.plate(NAME, {rows}, subsample=batch['index']), or leave batch_size out"
+    )
 
 
 def _check_real(name: str, value: Any) -> None:
