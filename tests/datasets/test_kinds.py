@@ -162,6 +162,28 @@ def test_decimals_are_numbers(kind):
     assert torch.equal(data.train["y"], again.train["y"])
 
 
+@pytest.mark.parametrize("top", [10_000, 1_000_000, 100_000_000])
+def test_counts_of_a_wide_range_are_counts(top):
+    y = RNG.poisson(5, ROWS)
+    y[::10] = top + RNG.integers(0, 1000, len(y[::10]))
+    frame = pd.DataFrame({"x": A, "g": cycle("u", "v", "w"), "views": y})
+    data = zoo.datasets.read(frame, "views", group="g", task="regression", validation=0, test=0)
+    back = data.train["y"].double() * data.target.scale + data.target.mean
+    assert (back - torch.as_tensor(y)).abs().max() < 1e-3
+    assert torch.equal(zoo.datasets.encode(data, frame)["y"], data.train["y"])
+    options = {"hyper": {"counts": True}, "engine": "svi", "steps": 3, "compile": False}
+    fitted = zoo.fit("hierarchical_regression", data, **options)
+    wide = data.train["y"].dtype == torch.float64
+    assert fitted.info["dtype"] == ("float64" if wide else "float32")
+    if wide:
+        with pytest.raises(DataError, match="they need dtype='float64'"):
+            zoo.fit("hierarchical_regression", data, dtype="float32", **options)
+    halves = frame.assign(views=y + 0.5)
+    data = zoo.datasets.read(halves, "views", group="g", task="regression")
+    with pytest.raises(DataError, match="not whole"):
+        zoo.fit("hierarchical_regression", data, **options)
+
+
 # ------------------------------------------------------------------------------------------------------ dates
 @pytest.mark.parametrize(
     ("words", "expected"),

@@ -37,6 +37,7 @@ __all__ = ["MAX_CATEGORIES", "Encoded", "Refused", "encode", "encode_rows", "rea
 
 _MAX_INFERRED_CLASSES = 20
 _MAX_SENSITIVE_GROUPS = 20
+_WHOLE = 1e-3  # how far a number may be from a whole one for a count
 _FAIR = "fair_representation"
 _TASKS = ("classification", "density", _FAIR, "regression")
 _MISSING = ("refuse", "keep", "drop", "level")
@@ -65,15 +66,16 @@ def read(
     r"""Read the user's own data into a data set.
 
     Every batch holds ``x`` (float32, ``(rows, features)``), ``y`` and ``index``. Features are standardised with the
-    mean and the standard deviation of the training rows; so is the target of a regression (float32). A classification
-    target becomes codes (int64, ``0 .. num_classes - 1``) of its sorted labels. A column of text becomes 0/1
-    indicators, one per category but the reference, named ``column=category`` and standardised like every feature; the
-    :class:`~zoo.types.Column` records mean and scale, so that coefficients can be told in the user's units, and with
-    which category they compare. A date becomes the number of days since the first of the training rows. A column with
-    one value in all training rows is dropped with a warning, features that are exact combinations of others are named
-    in one, and all such warnings are kept as ``extra["notes"]``. Images (``x`` of three or four
-    dimensions) are flattened; 8-bit ones are divided by 255 and nothing is standardised. Their shape, ``(channels,
-    height, width)`` with the channels red, green, blue, is ``extra["image_shape"]``.
+    mean and the standard deviation of the training rows; so is the target of a regression (float32; float64 for counts
+    of so wide a range that float32 would not hold them). A classification target becomes codes (int64, ``0 ..
+    num_classes - 1``) of its sorted labels. A column of text becomes 0/1 indicators, one per category but the
+    reference, named ``column=category`` and standardised like every feature; the :class:`~zoo.types.Column` records
+    mean and scale, so that coefficients can be told in the user's units, and with which category they compare. A date
+    becomes the number of days since the first of the training rows. A column with one value in all training rows is
+    dropped with a warning, features that are exact combinations of others are named in one, and all such warnings are
+    kept as ``extra["notes"]``. Images (``x`` of three or four dimensions) are flattened; 8-bit ones are divided by 255
+    and nothing is standardised. Their shape, ``(channels, height, width)`` with the channels red, green, blue, is
+    ``extra["image_shape"]``.
 
     Every cell of a text file is read as text. What a column holds (numbers, true and false, dates or names) is decided
     by all of its training rows and stored, and new rows are read by it (see :mod:`zoo.datasets.kinds`). Rows without a
@@ -187,7 +189,8 @@ def read(
     if column is not None and column.categories is not None:
         extra["num_classes"] = len(column.categories)
         coords["class"] = column.categories
-    batches = {part: _batch(x, y, parts == part) for part in (TRAIN, VALIDATION, TEST)}
+    exact = column is not None and y is not None and _needs_double(y, column)
+    batches = {part: _batch(x, y, parts == part, exact=exact) for part in (TRAIN, VALIDATION, TEST)}
     if group is not None:
         members = cells[group].labels()
         coords["group"] = _group_names(group, members[train])
@@ -436,7 +439,8 @@ def _new_batch(dataset: Dataset, rows: _NewRows, good: NDArray[np.bool_]) -> dic
         batch["s"] = torch.as_tensor(rows.s[good])
     if rows.y is not None:
         y = rows.y[good]
-        batch["y"] = torch.as_tensor(y) if y.dtype.kind == "i" else _tensor(y)
+        exact = y.dtype.kind == "i" or dataset.train["y"].dtype == torch.float64
+        batch["y"] = torch.as_tensor(y) if exact else _tensor(y)
         if rows.unlabelled is not None:
             batch["y_missing"] = torch.as_tensor(rows.unlabelled[good])
     return batch
@@ -829,8 +833,18 @@ def _tensor(values: NDArray[Any]) -> Tensor:
     return torch.as_tensor(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _batch(x: NDArray[Any], y: NDArray[Any] | None, rows: NDArray[np.bool_]) -> dict[str, Tensor]:
+def _needs_double(y: NDArray[Any], column: Column) -> bool:
+    """Say whether a target is of counts that single precision would not give back, so wide is their range."""
+    if column.categories is not None:
+        return False
+    counts = np.round(y * column.scale + column.mean)
+    whole = np.abs(y * column.scale + column.mean - counts).max() < 1e-9 * max(1.0, np.abs(counts).max())
+    back = y.astype(np.float32).astype(np.float64) * column.scale + column.mean
+    return bool(whole and counts.min() >= 0 and np.abs(back - counts).max() > _WHOLE)
+
+
+def _batch(x: NDArray[Any], y: NDArray[Any] | None, rows: NDArray[np.bool_], *, exact: bool) -> dict[str, Tensor]:
     batch = {"x": _tensor(x[rows])}
     if y is not None:
-        batch["y"] = torch.as_tensor(y[rows]) if y.dtype.kind == "i" else _tensor(y[rows])
+        batch["y"] = torch.as_tensor(y[rows]) if exact or y.dtype.kind == "i" else _tensor(y[rows])
     return batch | {"index": torch.arange(int(rows.sum()))}

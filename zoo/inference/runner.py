@@ -118,7 +118,8 @@ def fit(
         sampler: (nuts) ``nutpie`` or ``pyro``.
         low_rank_mass_matrix: (nuts) Adapt a low-rank mass matrix instead of a diagonal one (nutpie).
         device: ``cpu`` or ``cuda``.
-        dtype: ``float32`` or ``float64``; ``None`` is ``float32`` for svi and ``float64`` for nuts.
+        dtype: ``float32`` or ``float64``; ``None`` is ``float32`` for svi, ``float64`` for nuts and for counts that
+            ``float32`` cannot hold.
         compile: Whether to compile; what cannot be compiled runs eagerly, and says so once.
         checkpoint: Folder for checkpoints: states of an SVI fit, finished chains of NUTS.
         checkpoint_every: (svi) Steps between checkpoints; a tenth of all if ``None``.
@@ -169,7 +170,10 @@ def fit(
             f"engine '{engine}' does not share its work among ranks, only svi does; start it in one process, where its "
             "chains run side by side"
         )
-    dtype = dtype or ("float64" if engine == "nuts" else "float32")
+    wide = _has_wide_counts(dataset, hyper)
+    dtype = dtype or ("float64" if engine == "nuts" or wide else "float32")
+    if wide and dtype == "float32":
+        raise DataError(f"the counts of '{dataset.name}' have so wide a range that they need dtype='float64'")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
     _check_numbers(
@@ -567,6 +571,12 @@ def _check_task(method: Method[Any], data: Dataset) -> None:
             f"data set '{data.name}' has {count} missing entries, which {method.name} cannot impute; fill them or drop "
             f"their rows (missing='drop') or columns, or use a method that imputes: {', '.join(able)}"
         )
+
+
+def _has_wide_counts(data: Dataset, hyper: Any) -> bool:
+    """Say whether the target is of counts that single precision cannot hold; a table keeps these in double."""
+    y = data.train.get("y")
+    return bool(getattr(hyper, "counts", False) and data.columns and y is not None and y.dtype == torch.float64)
 
 
 def _hyper(method: Method[Any] | None, hyper: Any) -> Any:
