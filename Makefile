@@ -4,11 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint tutorials bench soak clean
+# An environment of another Python than the one that is asked for is made anew, so that nothing runs on the wrong one.
+VERSION := import sys; print(*sys.version_info[:2])
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell $(PYTHON) -c '$(VERSION)'),$(shell $(BIN)/python -c '$(VERSION)'))
+ANEW := anew
+endif
+endif
+endif
 
-$(STAMP): pyproject.toml constraints.txt
+.PHONY: anew demo test lint tutorials bench soak clean
+
+$(STAMP): pyproject.toml constraints.txt $(ANEW)
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(ANEW),--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,hub,tables,test]'

@@ -1,6 +1,8 @@
 """Both majors of ArviZ give the same numbers, and take what the zoo exports."""
 
 import math
+import subprocess
+import sys
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -9,6 +11,7 @@ import pytest
 import xarray as xr
 from known_fits import normal_chains, normal_loo, normal_mean, sampled
 
+from tests.wheels import environment
 from zoo.diagnostics import _arviz, inference, known, predictive
 from zoo.diagnostics.psis import psis
 
@@ -126,3 +129,20 @@ def test_plots_take_the_export(plot):
     getattr(az, name)(chained.to_arviz(num_draws=50))
     assert plt.get_fignums()
     plt.close("all")
+
+
+# ------------------------------------------------------------------------------------------------ other versions
+@pytest.mark.parametrize("wanted", ["arviz==0.22.0", "arviz==0.23.4"])
+def test_other_versions(wanted, tmp_path):
+    """The tests of this file again, with the oldest ArviZ that is supported and the last one before ArviZ 1."""
+    version = wanted.partition("==")[2]
+    if az.__version__ == version:
+        pytest.skip("the installed one")
+    folder = tmp_path / "wheels"
+    where = environment(folder, wanted)
+    command = [sys.executable, "-c", "import arviz; print(arviz.__version__)"]
+    found = subprocess.run(command, env=where, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert found.stdout.split() == [version], found.stderr[-2000:]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not other_versions"]
+    done = subprocess.run(command, env=where, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]

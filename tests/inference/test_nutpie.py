@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,24 +10,14 @@ import numpy as np
 import pytest
 
 from tests.inference import nutpie_worker as theirs
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+from tests.wheels import environment
 
 
 @pytest.mark.parametrize("wanted", ["", "nutpie==0.16.8", "nutpie"], ids=["installed", "oldest", "newest"])
 def test_versions(wanted, tmp_path):
-    path = [ROOT, *filter(None, [os.environ.get("PYTHONPATH", "")])]
-    if wanted:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--only-binary=:all:", "--retries=0", "--timeout=10", "--target", str(tmp_path), wanted]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
-            pytest.skip(f"no wheel of {wanted} for this Python, or no network: {reason}")
-        path.insert(0, str(tmp_path))
     done = subprocess.run(
         [sys.executable, theirs.__file__],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        env=environment(tmp_path, *filter(None, [wanted])),
         capture_output=True,
         text=True,
         timeout=120,
