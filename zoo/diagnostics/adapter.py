@@ -91,7 +91,7 @@ def sites(posterior: Posterior, batch: Batch, draw: Mapping[str, Tensor]) -> dic
 
     posterior.runs.check_columns(batch)
     with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
-        trace = _trace(posterior.pair.model, batch, draw)
+        trace = _trace(posterior.runs.pair.model, batch, draw)
     rows = batch.get("index")
     row_plates = {
         name
@@ -239,7 +239,7 @@ def evaluate(
 
     first = {k: v[0] for k, v in draws.items()}
     known = sites(posterior, batch, first)
-    model, guide = posterior.pair.model, posterior.pair.drawing
+    model, guide = posterior.runs.pair.model, posterior.pair.drawing
     discrete = [s.name for s in known.values() if s.kind == "enumerated"]
     fixed = [s.name for s in known.values() if s.kind == "deterministic"]
     seen = [s.name for s in known.values() if s.kind == "observed"]
@@ -689,7 +689,7 @@ class _Groups:
 
     def add_prior(self, num: int, seed: int) -> None:
         """Add draws from the model before any data, where it can be sampled."""
-        model, batch = self.posterior.pair.model, self.batch
+        model, batch = self.posterior.runs.pair.model, self.batch
         inside = [s.name for s in self.known.values() if s.kind in ("latent", "deterministic", "enumerated")]
         seen = [s.name for s in self.known.values() if s.kind == "observed"]
 
@@ -732,7 +732,7 @@ class _Groups:
         if not names:
             return None
         with self.posterior.runs.bound(), stream(seeded(0, self.posterior.runs.device)):
-            nodes = _trace(self.posterior.pair.model, self.batch, self.draw).nodes
+            nodes = _trace(self.posterior.runs.pair.model, self.batch, self.draw).nodes
             values = {n: nodes[n]["value"].detach().cpu().numpy() for n in names}
         kept = {n: (self.dims[n], v) for n, v in values.items() if v.size <= self.max_elements}
         return self._build(kept)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -16,7 +17,7 @@ from torch.distributions import kl_divergence
 
 from zoo.types import Alternating, Batch, Elbo, Loss, Objective
 
-__all__ = ["KLWeight", "loss_and_grads", "losses_of", "to_pyro"]
+__all__ = ["KLWeight", "enumerated_bound", "loss_and_grads", "losses_of", "to_pyro"]
 
 
 def to_pyro(elbo: Elbo) -> ELBO:
@@ -80,6 +81,24 @@ def _analytic(guide: Any, model: Any) -> bool:
     except NotImplementedError:
         return False
     return True
+
+
+def enumerated_bound(
+    estimator: ELBO, model: Callable[..., Any], guide: Callable[..., Any] | None, batch: Batch
+) -> Tensor:
+    """Evaluate the bound of one draw of the guide, discrete latents summed out, as a tensor and not as a number.
+
+    Args:
+        estimator: A :class:`pyro.infer.TraceEnum_ELBO`.
+        model: The model.
+        guide: The guide.
+        batch: The batch.
+
+    Returns:
+        Scalar.
+    """
+    parts = estimator._get_traces(model, guide, (batch,), {})
+    return torch.as_tensor(sum(_compute_dice_elbo(*traces) for traces in parts))
 
 
 def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -102,8 +103,10 @@ class Posterior:
         self._values = dict(values or {})
         self._layout = layout
         self._buffers = list(buffers)
+        # NUTS sums every finite latent out, whether the model marks it or not.
+        summed = pair if chains is None else pair._replace(model=config_enumerate(pair.model))
         self._runs = Runs(
-            pair=pair,
+            pair=summed,
             layout=layout,
             values=[] if layout is None else [self._values[n] for n in layout.names],
             buffers=self._buffers,

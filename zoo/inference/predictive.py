@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
+from pyro.ops.einsum import torch_log
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -23,8 +24,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import DataError, PairError
-from zoo.inference.objectives import losses_of, to_pyro
-from zoo.inference.program import Layout, Program, compile_function, pyro_world, seeded, stream
+from zoo.inference.objectives import enumerated_bound, losses_of, to_pyro
+from zoo.inference.program import NUMBERS, Layout, Program, answer_pyro, compile_function, pyro_world, seeded, stream
 from zoo.inference.promotion import OneType
 from zoo.inference.subsampling import all_rows, drawn_plates, unsteady_site
 from zoo.types import Batch, Elbo, Pair
@@ -123,6 +124,7 @@ class Runs:
     train: Batch | None = None
     _drawn: dict[str, int] | None = field(default=None, init=False, repr=False)
     _unsteady: str = field(default="", init=False, repr=False)
+    _depths: dict[frozenset[str], int | None] = field(default_factory=dict, init=False, repr=False)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -242,7 +244,7 @@ class Runs:
         ticks = torch.arange(num, device=self.device)
         pieces = [(start, min(start + chunk, num)) for start in range(0, num, chunk)]
         try:
-            with self.bound():
+            with self.bound(), _plain_logarithm():
                 program = Program(block)
                 if compile:
                     program = compile_function(block, [ticks[:chunk], *(v[:chunk] for v in over.values())])
@@ -306,16 +308,36 @@ class Runs:
         model = self.pair.model if observed else Replicate()(self.pair.model)
         conditioned = poutine.condition(model, data=dict(latents))
         names = set(latents)
-        trace = poutine.trace(_discrete(conditioned, self._nesting)).get_trace(batch)
+        nesting = self.summed_out(latents, batch)
+        trace = poutine.trace(_discrete(conditioned, nesting)).get_trace(batch)
         for name in names & set(trace.nodes):
             trace.nodes[name]["is_observed"] = False
         return trace
 
-    @property
-    def _nesting(self) -> int | None:
+    def summed_out(self, latents: Mapping[str, Tensor], batch: Batch) -> int | None:
+        """Return the depth of the model's plates if latents are enumerated to the left of them, else ``None``.
+
+        Args:
+            latents: Site -> value.
+            batch: The batch.
+
+        Returns:
+            The depth as it stands in the model, and at least that of the objective.
+        """
         objective = self.pair.objective
-        enumerated = isinstance(objective, Elbo) and objective.estimator == "enum"
-        return (objective.max_plate_nesting or 1) if enumerated else None  # type: ignore[union-attr]
+        # NUTS sums out whatever is finite; SVI what its objective enumerates.
+        if self.layout is not None and not (isinstance(objective, Elbo) and objective.estimator == "enum"):
+            return None
+        key = frozenset(latents)
+        if key not in self._depths:
+            nodes = poutine.trace(poutine.condition(self.pair.model, data=dict(latents))).get_trace(batch).nodes
+            sampled = {n: s for n, s in nodes.items() if s["type"] == "sample"}
+            own = any(s["infer"].get("enumerate") and n not in latents for n, s in sampled.items())
+            frames = (f for s in sampled.values() for f in s["cond_indep_stack"] if f.vectorized)
+            given = objective.max_plate_nesting if isinstance(objective, Elbo) else None
+            depth = max((-f.dim for f in frames), default=0)
+            self._depths[key] = max(depth, given or 0) if own or self.layout is not None else None
+        return self._depths[key]
 
     def deterministics(self, latents: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Evaluate the model's deterministic sites.
@@ -360,9 +382,10 @@ class Runs:
         with self.bound(), stream(seeded(seed, self.device)):
             first = {k: v[0] for k, v in latents.items()}
             nodes = self.model_trace(first, batch).nodes
+            summed = self.summed_out(first, batch)
             observed = _observed(nodes)
         free = observed or _observed(self._free_trace(first, batch, seed).nodes)
-        given = {n: nodes[n] for n in observed} if len(observed) == 1 and self._nesting is None else {}
+        given = {n: nodes[n] for n in observed} if len(observed) == 1 and summed is None else {}
 
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = self.model_trace(values, batch, observed=False)
@@ -415,12 +438,16 @@ class Runs:
         losses = losses_of(self.pair.objective)
         elbo = next((s.function for s in losses if isinstance(s.function, Elbo)), Elbo())
         if elbo.estimator == "enum":
-            estimator = to_pyro(Elbo(estimator="enum", max_plate_nesting=elbo.max_plate_nesting))
-            values = []
             with self.bound(), stream(seeded(seed, self.device)):
-                for _ in range(num):
-                    values.append(-float(estimator.loss(self.pair.model, self.pair.drawing, batch)))
-            return torch.tensor(values, dtype=self.dtype)
+                drawn = poutine.trace(self.pair.drawing).get_trace(batch)
+                nodes = ((n, drawn.nodes[n]) for n in drawn.stochastic_nodes if not _subsample(drawn.nodes[n]))
+                nesting = self.summed_out({n: s["value"] for n, s in nodes}, batch)
+            estimator = to_pyro(Elbo(estimator="enum", max_plate_nesting=nesting))
+
+            def summed(_: dict[str, Tensor]) -> dict[str, Tensor]:
+                return {"w": enumerated_bound(estimator, self.pair.model, self.pair.drawing, batch).to(self.dtype)}
+
+            return self.map(summed, num, seed=seed)["w"]
         guide: Any = self.pair.drawing
 
         def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -468,14 +495,38 @@ class Replicate(UnconditionMessenger):  # type: ignore[misc]
 
 
 class _FreshNoise(TorchFunctionMode):
-    """Let distributions draw under :func:`torch.vmap`: they fill new tensors in place, which it refuses."""
+    """Let Pyro run under :func:`torch.vmap`, which refuses filling tensors, and numbers or ``data`` out of them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _NOISE and "distributions" in sys._getframe(1).f_code.co_filename:
+        code = sys._getframe(1).f_code
+        if func in _NOISE and "distributions" in code.co_filename:
             return _NOISE[func](*args, **(kwargs or {}))
+        if func == _DATA:
+            return args[0].detach()
+        if func in NUMBERS and "pyro" in code.co_filename:
+            answer = answer_pyro(func, code.co_name, args)
+            if answer is not NotImplemented:
+                return answer
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _plain_logarithm() -> Iterator[None]:
+    """Let Pyro sum factors under :func:`torch.vmap`, which refuses the logarithm with a gradient of its own there.
+
+    The caller holds the lock of :func:`~zoo.inference.program.pyro_world`.
+
+    Yields:
+        Nothing.
+    """
+    own = torch_log.safe_log
+    torch_log.safe_log = lambda value: own(value) if torch.is_grad_enabled() else value.log()
+    try:
+        yield
+    finally:
+        torch_log.safe_log = own
 
 
 def _uniform(like: Tensor) -> Tensor:
@@ -492,6 +543,9 @@ _NOISE: dict[Any, Callable[..., Tensor]] = {
     torch.Tensor.exponential_: lambda t, rate=1.0: -torch.log1p(-_uniform(t)) / rate,
     torch.Tensor.cauchy_: lambda t, median=0.0, scale=1.0: median + scale * torch.tan(math.pi * (_uniform(t) - 0.5)),
 }
+
+
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 def _count(latents: Mapping[str, Tensor]) -> int:

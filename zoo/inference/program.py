@@ -41,8 +41,10 @@ from zoo.inference.promotion import OneType
 
 __all__ = [
     "LOCK",
+    "NUMBERS",
     "Layout",
     "Program",
+    "answer_pyro",
     "compile_function",
     "discover",
     "no_compiler",
@@ -159,10 +161,10 @@ class _Bound(TorchFunctionMode):
             args = tuple(self._swap(a) for a in args)
             if kwargs:
                 kwargs = {k: self._swap(v) for k, v in kwargs.items()}
-        if self.tracing and func in _NUMBERS:
+        if self.tracing and func in NUMBERS:
             code = sys._getframe(1).f_code
             if "pyro" in code.co_filename:
-                answer = _answer(func, code.co_name, args)
+                answer = answer_pyro(func, code.co_name, args)
                 if answer is not NotImplemented:
                     return answer
         if self.tracing and func is torch._is_all_true and "distribution" in sys._getframe(1).f_code.co_filename:
@@ -180,11 +182,20 @@ class _Bound(TorchFunctionMode):
         return value
 
 
-_NUMBERS = {torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.masked_select}
+NUMBERS = {torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.masked_select}
 
 
-def _answer(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
-    """Answer what a function of Pyro's named ``caller`` asks of a traced tensor, or NotImplemented."""
+def answer_pyro(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
+    """Answer what a function of Pyro asks of a tensor that has no numbers, as it is traced or stands for many draws.
+
+    Args:
+        func: What is asked, one of ``NUMBERS``.
+        caller: Name of Pyro's function.
+        args: Arguments of ``func``.
+
+    Returns:
+        The answer, or ``NotImplemented``.
+    """
     if func is torch.Tensor.item:
         return args[0].detach()
     if func is torch.Tensor.__bool__ and caller in ("warn_if_nan", "compute_expectation"):
