@@ -983,9 +983,14 @@ def report(
     full: Annotated[
         bool, typer.Option("--full", help="Also fit again: simulated data, NUTS, folds. Takes as long as 100 fits.")
     ] = False,
+    effects: Annotated[
+        Path | None, typer.Option(help="File for the effects of a regression's features: .csv, .npz or .parquet.")
+    ] = None,
 ) -> None:
     """Write the report of a saved posterior, and print its verdict."""
     say: Say = ctx.obj
+    if effects is not None:
+        _refuse_output(effects, None, overwrite=True)
     from zoo.inference.posterior import load
     from zoo.inference.progress import bar
     from zoo.reports import card_path
@@ -994,9 +999,13 @@ def report(
         posterior = load(folder)
         say.note("checking the posterior and writing the report")
         page = out if out is not None else folder / "report.html"
+        features = None if effects is None else posterior.effects(seed=seed)
         with bar(full and not say.quiet) as tell:
             path = Path(posterior.report(page, seed=seed, full=full, progress=tell))
     files = {"report": path, "numbers": path.with_suffix(".json"), "card": card_path(path)}
+    if effects is not None and features is not None:
+        _write_table(features.reset_index(), effects)
+        files["effects"] = effects
     result = _outcome(posterior, files["numbers"]) | {
         "name": posterior.name,
         "files": {label: str(where) for label, where in files.items()},
@@ -1010,6 +1019,50 @@ def report(
     say.result(result, table, *paths, *_verdict_lines(result), bare=str(path))
     if strict and any(answer["use"] == "do not use" for answer in result["answers"]):
         raise typer.Exit(1)
+
+
+@app.command(name="effects", epilog=_EPILOG)
+def effects_(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoo fit` wrote.", metavar="DIR", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write: .csv, .npz or .parquet. Default: print them.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    order: Annotated[
+        str, typer.Option(help="size (of the effect of one standard deviation), sign (how probable it is) or table.")
+    ] = "size",
+    draws: Annotated[int, typer.Option(min=2, help="Posterior draws behind the numbers.")] = 4_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Print or write the effect of each feature of a regression, in the units of the user's table."""
+    say: Say = ctx.obj
+    if out is not None:
+        _refuse_output(out, None, overwrite)
+    from zoo.inference.posterior import load
+    from zoo.reports.effects import table
+    from zoo.reports.files import plain
+
+    with _warnings(say):
+        posterior = load(folder)
+        found = posterior.effects(num_draws=draws, seed=seed, order=order)
+    shown = table(found)
+    printed = _table(*shown.header, title=shown.caption, right=range(1, len(shown.header)))
+    for row in shown.rows:
+        _add(printed, *row, *[""] * (len(shown.header) - len(row)))
+    values = {"name": posterior.name, **found.attrs, "effects": plain(found.reset_index().to_dict("records"))}
+    if out is None:
+        say.result(values, printed)
+        return
+    _write_table(found.reset_index(), out)
+    say.result(values | {"file": str(out)}, printed, f"effects: {out}", bare=str(out))
+
+
+def _write_table(frame: Any, out: Path) -> None:
+    from zoo.inference.tables import table_bytes
+    from zoo.reports.files import write_bytes
+
+    write_bytes({out: table_bytes(frame, out.suffix.lower())})
 
 
 @app.command(epilog=_EPILOG)

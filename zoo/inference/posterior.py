@@ -412,6 +412,22 @@ class Posterior:
             return {}
         return dict(self.method.summary(self))
 
+    def effects(self, **options: Any) -> pd.DataFrame:
+        """Return the effect of each feature on the target in the user's units, where the model is linear in them.
+
+        Args:
+            **options: Those of :func:`zoo.diagnostics.effects.effects`: ``num_draws``, ``seed``, ``order``.
+
+        Returns:
+            One row per feature: mean, standard deviation and 90% interval of its effect, and how probable its sign is.
+
+        Raises:
+            PairError: If the model is not linear in its features.
+        """
+        from zoo.diagnostics.effects import effects
+
+        return effects(self, **options)
+
     def prune(self, **options: Any) -> Posterior:
         """Return the posterior of a smaller network, where the method finds one; see its ``prune``.
 

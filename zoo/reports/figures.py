@@ -157,7 +157,7 @@ def _draw(
     """
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH * (2 if wide else 1), 1.2 if empty else height), layout="constrained")
-        axes = figure.subplots(*(shape or (1 if empty else rows, 1)), sharex=sharex, squeeze=False)
+        axes = figure.subplots(*((1, 1) if empty else shape or (rows, 1)), sharex=sharex, squeeze=False)
         if not empty:
             paint(axes if shape else axes[:, 0] if rows > 1 else axes[0, 0])
         blank = [ax for ax in axes.ravel() if not holds_data(ax)]
@@ -559,7 +559,15 @@ def pairs(x: ArrayLike, y: ArrayLike, diverging: ArrayLike, *, xlabel: str, ylab
 
 # ----------------------------------------------------------------------------------------------------- posterior
 def forest(
-    labels: Sequence[str], mid: ArrayLike, low: ArrayLike, high: ArrayLike, *, name: str, title: str, units: str = ""
+    labels: Sequence[str],
+    mid: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    *,
+    name: str,
+    title: str,
+    units: str = "",
+    panel: int = 0,
 ) -> Drawing:
     """Draw intervals with their means, one row per quantity.
 
@@ -571,33 +579,40 @@ def forest(
         name: Identifier on the page.
         title: What is shown.
         units: Label of the horizontal axis.
+        panel: Rows at most in one panel; where there are more, panels stand beside each other. 0: all in one.
 
     Returns:
         The drawing.
     """
     m, a, b = _array(mid), _array(low), _array(high)
-    at = np.arange(m.size)[::-1]
     known, (_, lows, highs) = _together(m, a, b)
     clear = ((a > 0) | (b < 0)) & known
+    count = max(math.ceil(m.size / panel), 1) if panel else 1
+    size = max(math.ceil(m.size / count), 1)
 
-    def paint(ax: Axes) -> None:
-        if (lows.min() < 0) and (highs.max() > 0):
-            ax.axvline(0, color=MUTED, linewidth=0.8)
-        for chosen, colour in ((clear, BLUE), (known & ~clear, GREY)):
-            ax.hlines(at[chosen], a[chosen], b[chosen], color=colour, linewidth=2)
-            ax.scatter(m[chosen], at[chosen], s=24, color=colour, zorder=3)
-        ax.set_yticks(at, labels)
-        ax.tick_params(axis="y", length=0)
-        ax.grid(visible=False, axis="y")
-        ax.set_ylim(-0.7, m.size - 0.3)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        _plain(ax.xaxis)
-        ax.set_xlabel(units or title)
+    def paint(axes: Any) -> None:
+        for i, ax in enumerate(axes[0]):
+            some = np.arange(m.size) // size == i
+            at = (size - 1 - np.arange(m.size) % size).astype(float)
+            if (lows.min() < 0) and (highs.max() > 0):
+                ax.axvline(0, color=MUTED, linewidth=0.8)
+            for chosen, colour in ((clear & some, BLUE), (known & ~clear & some, GREY)):
+                ax.hlines(at[chosen], a[chosen], b[chosen], color=colour, linewidth=2)
+                ax.scatter(m[chosen], at[chosen], s=24, color=colour, zorder=3)
+            ax.set_yticks(at[some], [label for label, mine in zip(labels, some, strict=True) if mine])
+            ax.tick_params(axis="y", length=0)
+            ax.grid(visible=False, axis="y")
+            ax.set_ylim(-0.7, size - 0.3)
+            ax.xaxis.set_major_locator(MaxNLocator(5))
+            _plain(ax.xaxis)
+            ax.set_xlabel(units or title)
 
     return _draw(
         name,
         paint,
-        height=max(0.75 + 0.22 * m.size, 1.6),
+        shape=(1, count),
+        height=max(0.75 + (0.22 if count == 1 else 0.19) * size, 1.6),
+        wide=count > 1,
         caption=f"{title}: posterior means and 90% intervals"
         + ("." if clear[known].all() else "; grey where the interval holds zero."),
         alt=f"Forest plot of {title}, {m.size} rows.",

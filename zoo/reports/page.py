@@ -161,12 +161,32 @@ def posterior_rows(dataset: Any, *, chains: bool) -> tuple[list[dict[str, Any]],
 
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> int:
-    # Decimals that show three digits of a site's typical standard deviation.
     spreads = [r["sd"] for r in rows if math.isfinite(r["sd"]) and r["sd"] > 0]
-    return 3 if not spreads else min(max(2 - math.floor(math.log10(float(np.median(spreads)))), 0), 8)
+    return decimals(float(np.median(spreads)) if spreads else math.nan)
 
 
-def _fixed(value: float, places: int) -> str:
+def decimals(sd: float) -> int:
+    """Return how many decimals show three digits of a standard deviation.
+
+    Args:
+        sd: The standard deviation.
+
+    Returns:
+        Between 0 and 8; 3 where it is zero or not finite.
+    """
+    return min(max(2 - math.floor(math.log10(sd)), 0), 8) if math.isfinite(sd) and sd > 0 else 3
+
+
+def fixed(value: float, places: int) -> str:
+    """Return a number with a fixed count of decimals.
+
+    Args:
+        value: The number.
+        places: Decimals.
+
+    Returns:
+        The text; as :func:`show` where it is not finite.
+    """
     if not math.isfinite(value):
         return show(value)
     return f"{value:,.{places}f}".replace("-", "\N{MINUS SIGN}")
@@ -182,7 +202,7 @@ def _posterior_table(rows: list[dict[str, Any]], chains: bool) -> Table | None:
     for i, row in enumerate(ordered):
         if row["element"] and (i == 0 or ordered[i - 1]["site"] != row["site"]):
             body.append((row["site"],))
-        numbers = [_fixed(row[k], places[row["site"]]) for k in ("mean", "sd", "5%", "95%")]
+        numbers = [fixed(row[k], places[row["site"]]) for k in ("mean", "sd", "5%", "95%")]
         if chains:
             numbers += [f"{row['r_hat']:.3f}", f"{row['ess_bulk']:,.0f}", f"{row['ess_tail']:,.0f}"]
         body.append((row["element"] or row["site"], *numbers))
@@ -363,6 +383,7 @@ def content(
         Values for the template, and the JSON document.
     """
     from zoo import __version__
+    from zoo.reports.effects import show_effects
 
     parts = Parts()
     chains = posterior.engine == "nuts"
@@ -370,6 +391,7 @@ def content(
     sizes = split_sizes(data)
     exported, omitted = parts.make("the posterior", lambda: _exported(posterior, seed, num_draws), (None, []))
     small, large = parts.make("the table of the posterior", lambda: posterior_rows(exported, chains=chains), ([], []))
+    effects = parts.make("the effects of the features", lambda: show_effects(posterior, seed=seed), None)
     summary = parts.make("the method's quantities", lambda: dict(posterior.summary()), {})
     measured, why = parts.make("the scores", lambda: _measured(posterior, seed), ({}, ""))
     own = illustrate.checks(posterior, diagnosis, parts)
@@ -378,6 +400,7 @@ def content(
     groups = _grouped(checks, diagnosis, drawn, own)
     placed = {c["drawing"].name for group in groups for c in group["checks"] if c["drawing"] is not None}
     figures = {
+        "effects": [effects.drawing] if effects is not None else [],
         "interest": illustrate.interest(posterior, parts),
         "checks": [c["drawing"] for group in groups for c in group["checks"] if c["drawing"] is not None],
         "posterior": illustrate.posterior_figures(small, parts),
@@ -398,6 +421,7 @@ def content(
     words = {"pass": "passed", "warn": "warned", "fail": "failed", "skipped": "did not run"}
     tally = ", ".join(f"{n} {words[level]}" for level, n in count.items() if n)
     contents = [
+        ("effects", "Effects"),
         ("fit", "What was fitted"),
         ("interest", "Quantities of interest"),
         ("checks", "Checks"),
@@ -411,6 +435,7 @@ def content(
         ("cite", "Repeat and cite"),
     ]
     absent = {
+        "effects": effects is None,
         "interest": not (interest or figures["interest"]),
         "inference": not figures["inference"],
         "predictions": not (scores or why),
@@ -432,6 +457,7 @@ def content(
             "note": f"Of {len(checks)} checks {tally}." if checks else "No check was made.",
         },
         "contents": [(id_, name) for id_, name in contents if not absent.get(id_)],
+        "effects": effects,
         "fit": _fit_rows(posterior, sizes),
         "hyper": hyper,
         "interest": interest,
@@ -467,6 +493,7 @@ def content(
         "title": title,
         **diagnosis.to_json(),
         "scores": measured,
+        "effects": None if effects is None else effects.to_json(),
         "quantities": summary,
         "posterior": small,
         "large_sites": large,
