@@ -64,9 +64,9 @@ def linear_predictor(posterior: Posterior) -> Linear:
         PairError: If the model is not linear in its features, or keeps the coefficients in no site.
     """
     reason = "the model reads no table of features 'x'"
-    batch = posterior._prepare(None)
-    x = batch.get("x")
-    if x is not None and x.ndim == 2 and x.is_floating_point() and "index" in batch:
+    x = posterior.data.train.get("x")
+    if isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point():
+        batch = posterior._prepare(None)
         draw = {k: v[0] for k, v in posterior.draws(1).items()}
         known = sites(posterior, batch, draw)
         few = _few_rows(posterior, batch)
@@ -82,7 +82,9 @@ def linear_predictor(posterior: Posterior) -> Linear:
 
 
 def _few_rows(posterior: Posterior, batch: Batch) -> Batch:
-    """Return some rows without missing entries."""
+    """Return some rows without missing entries; the batch itself where it is not cut into rows."""
+    if "index" not in batch:
+        return batch
     missing = batch.get("x_missing")
     whole = torch.arange(len(batch["index"])) if missing is None else (~missing.any(1)).nonzero()[:, 0].cpu()
     few = dict(take_rows(posterior.data, batch, whole[:_ROWS]))
