@@ -112,9 +112,9 @@ def test_alternating_losses() -> None:
 
 
 def _modules(pair: Pair):
-    from zoo.inference.program import _modules as found
+    from zoo.inference.watch import closed_over
 
-    return found(s.function for s in pair.objective.losses)
+    return closed_over(s.function for s in pair.objective.losses)
 
 
 # -------------------------------------------------------------------------------------- no guide: MCMC only

@@ -117,7 +117,7 @@ def test_enumerated_latents_are_summed_out_of_the_curvature() -> None:
 
 
 def test_refits_without_rows_have_the_curvature_of_the_rows_that_are_left() -> None:
-    posterior = zoo.fit(Pair(linear, AutoLaplaceApproximation(linear)), batch(), **OPTIONS | {"steps": 250})
+    posterior = zoo.fit(Pair(linear, AutoLaplaceApproximation(linear)), batch(), **OPTIONS | {"steps": 600})
     found = refits.cross_validate(posterior, folds=3, num_draws=4_000, seed=0)
     # By normal theory, fold by fold.
     import numpy as np

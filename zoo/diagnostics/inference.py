@@ -652,7 +652,7 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
         The check.
 
     Raises:
-        NotApplicable: If there was a single start, or all latents are points.
+        NotApplicable: If there was a single start, all began at one point, or all latents are points.
 
     References:
         Gelman, Rubin (1992), Statistical Science 7(4): 1.1; here between independent draws of several guides.
@@ -663,6 +663,11 @@ def restart_agreement(posterior: Posterior, *, num_draws: int = 1_000, seed: int
         raise NotApplicable("the fit was started once; use restarts=3 to see whether other starts agree")
     count = affordable(posterior, num_draws, least=100)
     fits = (posterior, *posterior.restarts)
+    if len({p.info.get("start", i) for i, p in enumerate(fits)}) == 1:
+        raise NotApplicable(
+            "the restarts all began at one point, so that they had to agree; let the guide's initial values be random "
+            "(pyro.param(NAME, lambda: torch.randn(...)), or init_to_sample for an automatic guide)"
+        )
     drawn = [p.draws(count, seed=seed + i) for i, p in enumerate(fits)]
     stacked = {n: np.stack([_array(d[n]) for d in drawn]) for n in drawn[0]}
     hidden = set(network_weights(posterior))

@@ -24,6 +24,7 @@ from zoo.diagnostics.uniformity import ecdf_band, ecdf_p_value
 from zoo.errors import ZooError
 from zoo.inference.laplace import is_laplace, with_laplace
 from zoo.inference.posterior import Posterior
+from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.progress import Progress, ProgressEvent
 from zoo.types import Pair, Recipe
 
@@ -94,7 +95,7 @@ class _Refitter:
                 compile=bool(old.info.get("compiled", True)),
             )
         else:
-            self.trainer.restart(batch, seed=seed)
+            self.trainer.restart(batch, seed=seed, pair=self._built(seed))
         trainer, left = self.trainer, int(old.info.get("steps", self.recipe.steps))
         while left > 0:
             left -= len(trainer.run(min(left, 1_000)))
@@ -112,6 +113,14 @@ class _Refitter:
             buffers=buffers,
             info=old.info,
         )
+
+    def _built(self, seed: int) -> Pair | None:
+        """Build the method's pair anew, whose networks have other initial weights; ``None`` for a pair of one's own."""
+        old = self.posterior
+        if old.method is None:
+            return None
+        with pyro_world(dtype=old.runs.dtype, device=old.runs.device), stream(seeded(seed, old.runs.device)):
+            return old.method.build(old.data, old.hyper)
 
 
 def _entries(posterior: Posterior, batch: Batch, trace: Any, observed: list[str]) -> dict[str, str]:

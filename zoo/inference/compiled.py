@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -22,16 +24,17 @@ from zoo.inference.program import (
     LOCK,
     Layout,
     Program,
-    _modules,
     _stateless,
     compile_function,
     pyro_world,
-    written_buffers,
 )
 from zoo.inference.validation import check_trace
+from zoo.inference.watch import Watch
 from zoo.types import Elbo
 
 __all__ = ["CompiledSVI", "compile_svi"]
+
+_MOST_VALUES = 3  # of a float that cannot be an input
 
 
 class _Traced:
@@ -39,14 +42,17 @@ class _Traced:
 
     def __init__(self, layout: Layout, program: Program, rules: tuple[Rule, ...] | None, slots: Slots | None) -> None:
         self.layout, self.program, self.rules, self.slots = layout, program, rules, slots
+        self.modes = [m.training for m in layout.modules]
 
 
 class CompiledSVI:
     """What :func:`compile_svi` returns: ``step(*args, **kwargs)`` takes one optimiser step and returns the loss.
 
-    Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once.
-    Numbers that model or guide read from elsewhere (a global, an attribute) are frozen at that first call: hand what
-    changes between steps in as a tensor. The update of Adam, AdamW and ClippedAdam is part of the compiled graph, its
+    Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once. A float
+    that takes another value becomes an input of the graph like a tensor, where the pair allows (it does not decide on
+    it). Modules are trained in the mode that they are in. Numbers that model or guide read from elsewhere (a global, an
+    attribute) are frozen at the first call, unless they change with every call, which is seen: hand what changes
+    between steps in as an argument. The update of Adam, AdamW and ClippedAdam is part of the compiled graph, its
     state and learning rates stay in ``optim``; other optimisers, schedulers and clipping run after the graph.
 
     Args:
@@ -59,6 +65,7 @@ class CompiledSVI:
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO, optim: PyroOptim) -> None:
         self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
         self._programs: dict[Any, _Traced] = {}
+        self._floats: dict[Any, _Floats] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one step.
@@ -96,13 +103,24 @@ class CompiledSVI:
         return torch.cat(found)
 
     def _run(self, steps: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if pyro.settings.get("module_local_params"):
+            raise PairError(
+                "compile_svi trains the parameters of Pyro's store, but pyro.settings has module_local_params=True; "
+                "set it to False, or use zoo.fit"
+            )
+        given = args, kwargs
+        taken, wanted = self._with_inputs(given)
+        args, kwargs = taken
         leaves: list[Any] = []
         key = (torch.get_default_dtype(), _flatten((args, kwargs), leaves))
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         with LOCK:
             store = pyro.get_param_store()
+            self._programs.pop("eager", None)
             found = self._programs.pop(key, None)
             params = []
+            if found is not None and found.modes != [m.training for m in found.layout.modules]:
+                found = None
             if found is not None:
                 params = [store._params.get(n) for n in found.layout.names]
                 if any(p is None for p in params):
@@ -114,10 +132,43 @@ class CompiledSVI:
                     else:
                         found = None
             if found is None:
-                found = self._trace(args, kwargs, leaves)
+                found = self._trace(args, kwargs, leaves, wanted=wanted)
+                if found.program.reason and self._refuse_inputs(given, taken, found.program.reason):
+                    return self._run(steps, *given)
                 params = [store._params[n] for n in found.layout.names]
-            self._programs[key] = found  # the latest comes last
+            self._programs[key if wanted else "eager"] = found  # the latest comes last
             return self._take(found, steps, params, tensors)
+
+    def _with_inputs(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
+        """Return the arguments, floats as tensors from their second value on, and whether to compile for them."""
+        leaves: list[Any] = []
+        _flatten(given, leaves)
+        floats = tuple(v for v in leaves if type(v) is float)
+        if not floats:
+            return given, True
+        use = self._floats.setdefault(_form(given), _Floats())
+        use.values.add(floats)
+        if use.inputs and len(use.values) > 1:
+            double = any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in leaves)
+            kind = torch.float64 if double else torch.get_default_dtype()
+            return tuple(_floats_as(given, lambda v: torch.tensor(v, dtype=kind))), True
+        if len(use.values) == _MOST_VALUES:
+            warnings.warn(
+                f"compile_svi runs eagerly from here on: a float among the arguments has its value number "
+                f"{_MOST_VALUES}, here {floats[0]!r}, and cannot be an input of the graph ({use.reason}); hand in what "
+                "changes as a tensor",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return given, len(use.values) < _MOST_VALUES
+
+    def _refuse_inputs(self, given: tuple[Any, ...], taken: tuple[Any, ...], reason: str) -> bool:
+        """After a failure, go back to floats that are frozen if they were inputs."""
+        use = self._floats.get(_form(given))
+        if taken is given or use is None:
+            return False
+        use.inputs, use.reason = False, reason
+        return True
 
     def _take(self, found: _Traced, steps: int, params: list[Tensor], tensors: list[Tensor]) -> Tensor:
         count, slots = len(params), found.slots
@@ -161,28 +212,27 @@ class CompiledSVI:
             return
         check_trace(found)
 
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> _Traced:
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], *, wanted: bool) -> _Traced:
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
         self._check(args, kwargs)
         torch.set_rng_state(rng)
-        modules = tuple(_modules((self.model, self.guide)))
-        before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
-        with poutine.trace(param_only=True) as capture:
+        watch = Watch(own=False)
+        with watch.open((self.model, self.guide)), poutine.trace(param_only=True) as capture:
             self.loss.loss(self.model, self.guide, *args, **kwargs)
         torch.set_rng_state(rng)
         store = pyro.get_param_store()
         names = tuple(capture.trace.nodes)
         if not names:
             raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
-        buffers = written_buffers(modules, before)
+        buffers = watch.written
         params = [store._params[n] for n in names]
         layout = Layout(
             names=names,
             values={},
             constraints={n: _stateless(store._constraints[n]) for n in names},
             aliases=dict(zip(names, params, strict=True)),
-            modules=tuple(_modules((self.model, self.guide))),
+            modules=tuple(watch.modules),
             buffers=buffers,
         )
         slots = bind(self.optim, params)
@@ -209,8 +259,10 @@ class CompiledSVI:
         example = [p.detach() for p in params] + [module._buffers[key] for module, key in buffers.values()]
         if slots is not None:
             example += [*slots.first, *slots.second, slots.rates]
-        with pyro_world():
-            program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
+        program = Program(run, "a float among the arguments takes other values")
+        if wanted:
+            with pyro_world():
+                program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
         return _Traced(layout, program, rules, slots)
 
 
@@ -267,6 +319,31 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     except TypeError:
         return repr(value)
     return type(value).__name__, value
+
+
+@dataclass
+class _Floats:
+    """What became of the floats of one form of arguments."""
+
+    values: set[tuple[float, ...]] = field(default_factory=set)
+    inputs: bool = True  # of the graph, once there is a second value
+    reason: str = ""
+
+
+def _form(given: Any) -> Any:
+    """Return what decides which program fits arguments, whatever their floats are."""
+    return _flatten(_floats_as(given, lambda _: float), [])
+
+
+def _floats_as(value: Any, new: Callable[[float], Any]) -> Any:
+    """Return nested containers with something else in the place of every float."""
+    if type(value) is float:
+        return new(value)
+    if type(value) is dict:
+        return {k: _floats_as(v, new) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_floats_as(v, new) for v in value)
+    return value
 
 
 def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from zoo.errors import NonFiniteError, PairError
 from zoo.inference.arguments import like, plain
 from zoo.inference.objectives import losses_of, to_pyro
-from zoo.inference.program import _modules
+from zoo.inference.watch import closed_over
 from zoo.types import Batch, Elbo, Finish, Pair
 
 __all__ = ["is_laplace", "with_laplace"]
@@ -65,7 +65,7 @@ def with_laplace(pair: Pair) -> Pair:
     own = plain(pair.guide)
     if isinstance(own, AutoLaplaceApproximation):
         return pair._replace(finish=_finish(pair, own))
-    if any(isinstance(module, AutoLaplaceApproximation) for module in _modules([pair.guide])):
+    if any(isinstance(module, AutoLaplaceApproximation) for module in closed_over([pair.guide])):
         kind = type(pair.guide).__name__ if isinstance(pair.guide, nn.Module) else "function"
         raise PairError(
             f"the guide, a {kind}, holds an AutoLaplaceApproximation, whose draws are one point until its covariance "

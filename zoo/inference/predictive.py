@@ -192,15 +192,8 @@ class Runs:
                 with OneType(self.dtype):
                     yield
                 return
-            modes = [(m, m.training) for m in self.layout.modules]
-            for module, _ in modes:
-                module.training = False
-            try:
-                with self.layout.bind(self.values, [b.clone() for b in self.buffers]):
-                    yield
-            finally:
-                for module, mode in modes:
-                    module.training = mode
+            with self.layout.bind(self.values, [b.clone() for b in self.buffers], evaluate=True):
+                yield
 
     def map(
         self,

@@ -10,14 +10,12 @@ without Python (:mod:`zoo.inference.library`), for a GPU by :func:`torch.compile
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import shutil
 import sys
 import sysconfig
 import threading
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +36,8 @@ from torch.utils.flop_counter import flop_registry
 from zoo.errors import DataError, PairError, suggest
 from zoo.inference.library import Library, build, lift_constants
 from zoo.inference.promotion import OneType
+from zoo.inference.reads import Frozen, Reads, first_difference, line_of
+from zoo.inference.watch import Own, Watch
 
 __all__ = [
     "LOCK",
@@ -86,7 +86,9 @@ def pyro_world(
         _DIM_ALLOCATOR._stack = []  # or the caller's plates would move those of the pair to other dimensions
         try:
             on_device = torch.device(device) if device is not None else torch.device("cpu")
-            with pyro.validation_enabled(validate), poutine.block():
+            # Parameters that modules keep to themselves are read by name here, as all others are.
+            local = pyro.settings.context(module_local_params=False)
+            with pyro.validation_enabled(validate), poutine.block(), local:
                 if on_device.type == "cpu":
                     yield
                 else:
@@ -255,9 +257,11 @@ class Layout:
         constraints: Their constraints.
         aliases: The tensors that stood in the store at discovery. A module's parameters are among them, so that a
             closed-over module reads the bound values too.
-        modules: Modules that the program closes over.
+        modules: Modules that the program runs.
         buffers: Name -> (module, key) of every buffer that a run writes (batch statistics).
         buffer_values: Their initial values.
+        kept: The modules' states in this fit; without one they run as they are.
+        loose: Parameters of the modules that are not in the store, so that they are not trained.
     """
 
     names: tuple[str, ...]
@@ -267,10 +271,17 @@ class Layout:
     modules: tuple[nn.Module, ...] = ()
     buffers: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     buffer_values: dict[str, Tensor] = field(default_factory=dict)
+    kept: tuple[Own, ...] = ()
+    loose: tuple[Tensor, ...] = ()
 
     @contextmanager
     def bind(
-        self, values: Sequence[Tensor], buffers: Sequence[Tensor] = (), *, tracing: bool = False
+        self,
+        values: Sequence[Tensor],
+        buffers: Sequence[Tensor] = (),
+        *,
+        tracing: bool = False,
+        evaluate: bool = False,
     ) -> Iterator[None]:
         """Run a block with these unconstrained values and buffers in the place of the program's own.
 
@@ -278,26 +289,58 @@ class Layout:
             values: One leaf per name; gradients accumulate on them.
             buffers: One tensor per buffer, changed in place by the program.
             tracing: Whether :func:`make_fx` is recording.
+            evaluate: Whether modules are in evaluation mode.
 
         Yields:
             Nothing.
         """
-        swap = {id(self.aliases[n]): v for n, v in zip(self.names, values, strict=True)}
-        for (module, key), value in zip(self.buffers.values(), buffers, strict=True):
-            swap[id(module._buffers[key])] = value
         for value in values:
             value._is_param = True  # PyroModule keeps what it takes for a Parameter
         state = {"params": dict(zip(self.names, values, strict=True)), "constraints": dict(self.constraints)}
-        saved = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules]
-        try:
+        with self.states(evaluate=evaluate):
+            swap = {id(self.aliases[n]): v for n, v in zip(self.names, values, strict=True)}
+            places = list(zip(self.buffers.values(), buffers, strict=True))
+            for (module, key), value in places:
+                swap[id(module._buffers[key])] = value
+                module._buffers[key] = value
             # Bound values are put in first: they may be of another type than what they meet.
             types = OneType(torch.get_default_dtype())
             with pyro.get_param_store().scope(state), types, _Bound(swap, tracing=tracing):
                 yield
+            for (module, key), value in places:
+                new = module._buffers[key]
+                if new is not value and new is not None:  # assigned, in place of written
+                    with torch.no_grad():
+                        value.copy_(new)
+
+    @contextmanager
+    def states(self, *, evaluate: bool = False) -> Iterator[None]:
+        """Run a block with the modules in their states of this fit.
+
+        Args:
+            evaluate: Whether they are in evaluation mode.
+
+        Yields:
+            Nothing.
+        """
+        owners = [own.enter() for own in self.kept]
+        saved = [(m, dict(m._parameters), dict(m._buffers), m.training) for m in self.modules]
+        slopes = [(p, p.grad) for p in self.loose]
+        try:
+            if evaluate:
+                for module in self.modules:
+                    module.training = False
+            yield
         finally:
-            for module, own, kept in saved:
-                module._parameters.update(own)
-                module._buffers.update(kept)
+            for module, params, buffers, training in saved:
+                module._parameters.update(params)
+                module._buffers.update(buffers)
+                if evaluate:
+                    module.training = training
+            for parameter, slope in slopes:
+                parameter.grad = slope
+            for own, before in zip(reversed(self.kept), reversed(owners), strict=True):
+                own.leave(before)
 
     def constrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map unconstrained values to the constrained ones that ``pyro.param`` returns.
@@ -344,123 +387,51 @@ class Layout:
         return found
 
 
-def discover(run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dtype, device: Any) -> Layout:
+def discover(
+    run: Callable[[], Any], closures: Iterable[Any], *, dtype: torch.dtype, device: Any, renew: bool = False
+) -> Layout:
     """Run a program once in an empty store and list what it reads and writes.
 
     Args:
         run: Runs the program; called once, with the caller's random stream.
-        closures: Callables in whose closures modules are looked for.
+        closures: Callables in whose closures modules are looked for; others are found as they run.
         dtype: Type that every floating-point parameter is turned into.
         device: Where the values shall live.
+        renew: Whether layers that were built outside of the program begin at new random values, not at their own.
 
     Returns:
-        The layout, with initial values; module buffers are left as they were.
+        The layout, with initial values; modules are left as they were.
 
     Raises:
         PairError: If a parameter is not of a floating-point type.
     """
-    modules = tuple(_modules(closures))
-    before = {(id(m), k): (b, b.clone()) for m in modules for k, b in m._buffers.items() if b is not None}
-    store = pyro.get_param_store()
-    with store.scope({"params": {}, "constraints": {}}):
+    watch, store = Watch(), pyro.get_param_store()
+    with watch.open(closures), store.scope({"params": {}, "constraints": {}}):
         with OneType(torch.get_default_dtype()):
             run()
         state = store.get_state()
         aliases = dict(state["params"])
         kept = {n: _stateless(c) for n, c in state["constraints"].items()}
-    buffers = written_buffers(modules, before)
-    buffer_values = {n: before[id(m), k][1].to(device) for n, (m, k) in buffers.items()}
+        drawn = watch.renewed() if renew else {}
     wrong = [n for n, p in aliases.items() if not p.is_floating_point()]
     if wrong:
         raise PairError(f"parameter '{wrong[0]}' is {aliases[wrong[0]].dtype}; parameters must be floating point")
+    trained = {id(p) for p in aliases.values()}
     return Layout(
         names=tuple(aliases),
-        values={n: p.detach().to(device=device, dtype=dtype, copy=True) for n, p in aliases.items()},
+        values={n: drawn.get(id(p), p.detach()).to(device=device, dtype=dtype, copy=True) for n, p in aliases.items()},
         constraints=kept,
         aliases=aliases,
-        modules=tuple(_modules(closures)),
-        buffers=buffers,
-        buffer_values=buffer_values,
+        modules=tuple(watch.modules),
+        buffers=watch.written,
+        buffer_values={n: b.to(device) for n, b in watch.first.items()},
+        kept=tuple(watch.kept),
+        loose=tuple(p for p in watch.parameters if p.requires_grad and id(p) not in trained),
     )
-
-
-def written_buffers(
-    modules: Sequence[nn.Module], before: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
-) -> dict[str, tuple[nn.Module, str]]:
-    """Find the buffers that a run wrote, and put their former values back.
-
-    Args:
-        modules: The program's modules.
-        before: (id of the module, key) -> the buffer and a copy of it, from before the run. Values are compared, since
-            batch normalisation writes its statistics without counting a new version.
-
-    Returns:
-        Name -> (module, key).
-    """
-    found = {}
-    for i, module in enumerate(modules):
-        for key, buffer in module._buffers.items():
-            old = before.get((id(module), key))
-            if buffer is None or old is None or (buffer is old[0] and torch.equal(buffer, old[1])):
-                continue
-            with torch.no_grad():
-                old[0].copy_(old[1])
-            module._buffers[key] = old[0]
-            found[f"{i}.{key}"] = (module, key)
-    return found
 
 
 def _stateless(constraint: Any) -> Any:
     return constraints.real if isinstance(constraint, type(constraints.real)) else constraint
-
-
-def _modules(roots: Iterable[Any]) -> Iterator[nn.Module]:
-    """Yield every module that the callables close over, each once."""
-    seen: set[int] = set()
-    todo = list(roots)
-    while todo:
-        item = todo.pop()
-        if item is None or id(item) in seen or isinstance(item, type | types.ModuleType | str | int | float | Tensor):
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
-            for module in item.modules():
-                if id(module) not in seen or module is item:
-                    seen.add(id(module))
-                    yield module
-        elif isinstance(item, functools.partial):
-            todo += [item.func, *item.args, *item.keywords.values()]
-        elif isinstance(item, Mapping):
-            todo += list(item.values())
-        elif isinstance(item, list | tuple):
-            todo += list(item)
-        elif inspect.ismethod(item):
-            todo += [item.__self__, item.__func__]
-        elif inspect.isfunction(item):
-            todo += [c.cell_contents for c in item.__closure__ or () if _filled(c)]
-            todo += [
-                v for v in _globals(item) if isinstance(v, nn.Module) or getattr(v, "__module__", "") == item.__module__
-            ]
-            if hasattr(item, "__wrapped__"):
-                todo.append(item.__wrapped__)
-        elif isinstance(item, Messenger) or (callable(item) and hasattr(item, "__dict__")):
-            todo += list(vars(item).values())
-
-
-def _globals(function: types.FunctionType) -> Iterator[Any]:
-    """Yield the global values that a function's code, nested functions included, reads by name."""
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        yield from (function.__globals__[n] for n in code.co_names if n in function.__globals__)
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
 
 
 # ---------------------------------------------------------------------------------------------------- compile
@@ -476,6 +447,7 @@ class Program:
         threads: Threads that it runs on.
         first: Shape and type of its first output.
         surplus: Outputs at the end that are nobody's.
+        kept: Whether numbers were read from fixed inputs, so that it holds for these alone.
     """
 
     call: Callable[..., Any]
@@ -485,6 +457,7 @@ class Program:
     threads: int = 0
     first: tuple[tuple[int, ...], torch.dtype] | None = None
     surplus: int = 0
+    kept: bool = False
 
     @property
     def compiled(self) -> bool:
@@ -568,16 +541,23 @@ def no_compiler() -> str:
 
 
 def compile_function(
-    function: Callable[..., Any], example: Sequence[Tensor], *, eager: Callable[..., Any] | None = None
+    function: Callable[..., Any],
+    example: Sequence[Tensor],
+    *,
+    eager: Callable[..., Any] | None = None,
+    fixed: Collection[int] = (),
 ) -> Program:
     """Trace a function of tensors to one flat graph and compile it; on any failure return it eager, with the reason.
 
-    The function's random numbers, when compiled, are those of the eager run.
+    The function's random numbers, when compiled, are those of the eager run. Where two eager runs on the same inputs
+    differ, they depend on a state of Python's (a counter, another random stream, the clock), which a graph would hold
+    still; it stays eager, too.
 
     Args:
         function: ``function(*tensors)`` -> tuple of tensors, safe to trace.
         example: Inputs of the shapes, strides, dtypes and devices that will be used.
         eager: What runs when the graph cannot; ``function`` if ``None``.
+        fixed: Positions of the inputs that are the same tensors at every call, from which numbers may be read.
 
     Returns:
         The program.
@@ -586,28 +566,74 @@ def compile_function(
     reason = no_compiler()
     if reason:
         return Program(eager, reason)
-    site = LastSite()
     rng = torch.get_rng_state()
     try:
+        graph, reads, reason = _traced(function, example, fixed)
+        if graph is None:
+            return Program(eager, reason)
+        _draw_directly(graph)
+        surplus = _keep_draws(graph)
+        graph.graph.eliminate_dead_code()
+        nodes = len(graph.graph.nodes)
+        torch.set_rng_state(rng)
+        try:
+            if all(t.device.type == "cpu" for t in example) and sys.platform != "win32":
+                program = _ahead_of_time(graph, example, eager, surplus)
+            else:
+                program = _just_in_time(graph, example, surplus)
+        except Exception as error:
+            return Program(eager, f"cannot be compiled: {_first_line(error)}", nodes)
+        program.kept = reads.kept
+        return program
+    finally:
+        torch.set_rng_state(rng)
+
+
+def _traced(
+    function: Callable[..., Any], example: Sequence[Tensor], fixed: Collection[int]
+) -> tuple[torch.fx.GraphModule | None, Reads, str]:
+    """Record a graph, or say why there is none."""
+    site, reads, rng = LastSite(), Reads(fixed), torch.get_rng_state()
+
+    def record() -> torch.fx.GraphModule:
+        torch.set_rng_state(rng)
+        with reads:
+            return make_fx(function)(*example)
+
+    try:
         with site:
-            graph = make_fx(function)(*example)
+            graph = record()
+        if not _repeats(function, example):
+            reads.lines = []
+            at = first_difference(graph, record())
+            if at is not None:  # else it is only the order of sums, on a GPU
+                line = next((line for count, line in reads.lines if count > at), "")
+                return None, reads, (
+                    f"computes something else each time that it is called{f', from {line} on' if line else ''}: it "
+                    "depends on a counter, a random stream other than torch's, or the clock; hand what changes in with "
+                    "the batch"
+                )  # fmt: skip
     except Exception as error:
         where = f" at site '{site.name}'" if site.name else ""
-        return Program(eager, f"cannot be traced{where}: {_first_line(error)}")
-    finally:
+        line = line_of(error)
+        if isinstance(error, Frozen):
+            text = str(error).splitlines()[0]  # Pyro adds the shapes of its trace
+        elif "trying to get value out of a tracing tensor" in str(error):
+            text = "a number is read out of a tensor, which would stay that of the first call; compute with tensors"
+        else:
+            text = _first_line(error)
+        said = "" if not line or text.startswith(line) else f" ({line})"
+        return None, reads, f"cannot be traced{where}{said}: {text}"
+    return graph, reads, ""
+
+
+def _repeats(function: Callable[..., Any], example: Sequence[Tensor]) -> bool:
+    """Whether two runs on the same inputs, with the same random numbers of torch, give the same outputs."""
+    rng, runs = torch.get_rng_state(), []
+    for _ in range(2):
         torch.set_rng_state(rng)
-    _draw_directly(graph)
-    surplus = _keep_draws(graph)
-    graph.graph.eliminate_dead_code()
-    nodes = len(graph.graph.nodes)
-    try:
-        if all(t.device.type == "cpu" for t in example) and sys.platform != "win32":
-            return _ahead_of_time(graph, example, eager, surplus)
-        return _just_in_time(graph, example, surplus)
-    except Exception as error:
-        return Program(eager, f"cannot be compiled: {_first_line(error)}", nodes)
-    finally:
-        torch.set_rng_state(rng)
+        runs.append(function(*example))
+    return all(bool((a.eq(b) | (a.ne(a) & b.ne(b))).all()) for a, b in zip(*runs, strict=True))
 
 
 def _ahead_of_time(

@@ -106,7 +106,8 @@ def fit(
         weight_decay: (svi) Of the optimiser.
         num_particles: (svi) Guide samples per step.
         restarts: (svi) Independent fits with seeds ``seed, seed + 1, ...``; the best is returned, the others are
-            its ``restarts``.
+            its ``restarts``. Automatic guides begin anew in each. Layers that a pair was built with start at their own
+            weights in the first, and in the others at those that their ``reset_parameters`` draws.
         early_stopping: (svi) Stop when the loss surely falls by less than half a nat, or a thousandth, per quarter of
             the run.
         skip_nonfinite: (svi) Leave out an update whose loss or gradient is not finite, in place of stopping; a hundred
@@ -284,7 +285,7 @@ def fit(
                 _descend(
                     pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
                     compile=compile, early_stopping=early_stopping, skip=skip_nonfinite, checkpoint=keep,
-                    resume=resume, init=init, ranks=ranks, validate=at == seed,
+                    resume=resume, init=init, ranks=ranks, validate=at == seed, renew=found is None and at > seed,
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -314,6 +315,7 @@ def _descend(
     init: Mapping[str, Tensor] | None,
     ranks: Ranks | None,
     validate: bool,
+    renew: bool,
     label: str,
 ) -> Posterior:
     """Run SVI to the end and wrap the result."""
@@ -334,9 +336,12 @@ def _descend(
             skip=skip,
             ranks=ranks,
             validate=validate,
+            renew=renew,
         )
         if pair.finish is not None:
-            pair.finish.check()
+            with trainer.layout.states():
+                pair.finish.check()
+    start = trainer.start
     if ranks is not None:
         _agree(ranks, {"parameters": {n: list(v.shape) for n, v in trainer.layout.values.items()}})
         trainer.agree()
@@ -417,6 +422,7 @@ def _descend(
             )
     info = dict(about) | {
         "seed": seed,
+        "start": start,
         "steps": int(trainer.state.step),
         "recipe": dataclasses.asdict(recipe),
         "seconds": time.perf_counter() - started,

@@ -8,6 +8,7 @@ with the sum over the ranks between them.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import time
@@ -106,6 +107,7 @@ class Trainer:
         skip: Whether an update whose loss or gradient is not finite is left out, in place of stopping the fit.
         ranks: The processes that share every batch; ``None`` is one alone.
         validate: Whether to check all rows, beside those of the first batch, before anything is compiled.
+        renew: Whether layers that were built outside of the pair begin at new random values, not at their own.
 
     Raises:
         DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint,
@@ -129,6 +131,7 @@ class Trainer:
         skip: bool = False,
         ranks: Ranks | None = None,
         validate: bool = False,
+        renew: bool = False,
     ) -> None:
         self.skip, self.ranks, self.seed = skip, ranks, seed
         if pair.guide is None:
@@ -144,10 +147,10 @@ class Trainer:
         if ranks is not None:
             self._take_part(ranks)
         losses = losses_of(pair.objective)
-        self.functions = [(to_pyro(s.function) if isinstance(s.function, Elbo) else s.function) for s in losses]
+        self.functions = _functions(pair)
         rng = seeded(seed, self.device)
         with self._world(validate=True), stream(rng):
-            self.layout = self._discover()
+            self.layout = self._discover(pair, renew=renew)
         if ranks is not None:
             check_pair(pair, buffers=bool(self.layout.buffers))
         self.layout.values |= self.layout.unconstrained(init or {})
@@ -172,21 +175,32 @@ class Trainer:
         )
         if validate:
             self.check_rows()
-        if ranks is None:
+        self.compile_seconds = 0.0
+        self._compile(wanted=compile)
+
+    def _compile(self, *, wanted: bool) -> None:
+        """Compile a step, or take it as it is."""
+        if self.ranks is None:
             self.program = Program(self._step, "compile=False")
         else:
             self._go_eager("compile=False")
-        self.compile_seconds = 0.0
-        if compile:
-            started = time.perf_counter()
-            with self._world(), stream(dict(rng)):
-                if ranks is None:
-                    self.program = compile_function(
-                        self._traceable_step, self._inputs(self._example_rows()), eager=self._step
-                    )
-                else:
-                    self._compile_both()
-            self.compile_seconds = time.perf_counter() - started
+        if not wanted:
+            return
+        started = time.perf_counter()
+        with self._world(), stream(dict(self.state.rng)):
+            if self.ranks is None:
+                inputs = self._inputs(self._example_rows())
+                self.program = compile_function(
+                    self._traceable_step, inputs, eager=self._step, fixed=self._fixed(len(inputs))
+                )
+            else:
+                self._compile_both()
+        self.compile_seconds += time.perf_counter() - started
+
+    def _fixed(self, count: int) -> set[int]:
+        """Return which of a step's inputs, the data at their end, are the same at every step."""
+        start = count - len(self.data)
+        return {start + i for i, k in enumerate(self.data) if self.rows is None or k not in self.row_keys}
 
     def _row_keys(self, whole: frozenset[str]) -> tuple[str, ...]:
         """Return the entries of the batch that have rows."""
@@ -216,7 +230,9 @@ class Trainer:
     def _compile_both(self) -> None:
         """Compile gradient and update, or neither."""
         example = self._gradient_inputs(self._example_rows())
-        gradient = compile_function(lambda *v: self._gradient(*v, tracing=True), example, eager=self._gradient)
+        gradient = compile_function(
+            lambda *v: self._gradient(*v, tracing=True), example, eager=self._gradient, fixed=self._fixed(len(example))
+        )
         self._go_eager(gradient.reason)
         if gradient.compiled:
             bucket = torch.cat([self.state.theta, self.rate.new_zeros(1)])
@@ -240,12 +256,19 @@ class Trainer:
             if reason:
                 self._go_eager(reason)
 
-    def restart(self, batch: Batch, *, seed: int) -> None:
+    @property
+    def start(self) -> str:
+        """A digest of the parameters now; before the first step, of the point where the fit starts."""
+        return hashlib.sha256(self.state.theta.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def restart(self, batch: Batch, *, seed: int, pair: Pair | None = None) -> None:
         """Begin a new fit on other data of the same shapes; what was compiled serves it too.
 
         Args:
             batch: Training batch, with the entries, shapes and types of the first.
             seed: Of the new fit's random stream, initial values included.
+            pair: The same pair built anew with this seed, from which initial values are taken. Without one, layers
+                that were built outside of the pair begin at new random values.
 
         Raises:
             DataError: If an entry has another shape.
@@ -257,7 +280,7 @@ class Trainer:
         self.data = {k: data[k] for k in self.data}
         rng = seeded(seed, self.device)
         with self._world(), stream(rng):
-            fresh = self._discover().values
+            fresh = self._discover(pair or self.pair, renew=pair is None).values
         self.state = State(
             theta=torch.cat([fresh[n].reshape(-1) for n in self.layout.names]),
             moments=[torch.zeros_like(m) for m in self.state.moments],
@@ -267,6 +290,8 @@ class Trainer:
             rng=rng,
             order=None if self.rows is None else Order.fresh(self.rows, int(self.recipe.batch_size or 0), seed),
         )
+        if self.program.kept:  # numbers that were read from the former data
+            self._compile(wanted=True)
 
     # -------------------------------------------------------------------------------------------- one step
     @contextmanager
@@ -275,26 +300,28 @@ class Trainer:
         with pyro_world(dtype=self.dtype, device=self.device, validate=validate), torch.enable_grad():
             yield
 
-    def _discover(self) -> Layout:
+    def _discover(self, pair: Pair, *, renew: bool) -> Layout:
         """Run every loss once, with validation, in the fit's own store."""
         batch = self._batch(self._example_rows())
-        guide: Any = self.pair.guide
+        guide: Any = pair.guide
+        functions = self.functions if pair is self.pair else _functions(pair)
 
         def run() -> None:
             guide_trace = poutine.trace(guide).get_trace(batch)
-            model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
+            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
             _check_sites(model_trace, guide_trace)
             check_trace(model_trace)
             if self.ranks is not None:
                 self._check_scale(model_trace)
-            for function in self.functions:
+            for function in functions:
                 if isinstance(function, ELBO):
-                    function.loss(self.pair.model, guide, batch)
+                    function.loss(pair.model, guide, batch)
                 else:
-                    function(self.pair.model, guide, batch)
+                    function(pair.model, guide, batch)
 
         try:
-            return discover(run, (self.pair.model, guide, *self.functions), dtype=self.dtype, device=self.device)
+            closures = (pair.model, guide, *functions)
+            return discover(run, closures, dtype=self.dtype, device=self.device, renew=renew)
         except ZooError:
             raise
         except Exception as error:  # of the user's code
@@ -658,6 +685,11 @@ class Trainer:
 def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = value.clone() if value.is_inference() else value  # which no gradient may meet
     return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+
+
+def _functions(pair: Pair) -> list[Any]:
+    """Return what a pair minimises, Pyro's estimators in the place of their descriptions."""
+    return [to_pyro(s.function) if isinstance(s.function, Elbo) else s.function for s in losses_of(pair.objective)]
 
 
 def _seed(seed: int, device: torch.device) -> None:
