@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zoo.datasets
-from zoo.datasets.formats import AmbiguousDateError, NumberFormat, date_format, number_format
+from zoo.datasets.formats import AmbiguousDateError, NumberFormat, Spelling, date_format
 from zoo.datasets.tables import encode_rows
 from zoo.errors import DataError
 
@@ -119,11 +119,12 @@ def test_long_identifiers_of_groups_stay_apart(tmp_path):
         (["$1,200", "-$3"], ",", "", [1200, -3]),
         (["12.5%", "7%"], ",", "", [12.5, 7]),
         (["3,50 €", "4,00 €"], ";", "", [3.5, 4]),
+        (["12 kg", "7.5 kg"], ",", "", [12, 7.5]),
         (["\u22123", "4"], ",", "", [-3, 4]),
     ],
 )
 def test_numbers_as_people_write_them(words, separator, mark, expected):
-    found = number_format(words, name="a", mark=mark, separator=separator)
+    found = Spelling.of(words).format(words, name="a", mark=mark, separator=separator)
     assert found.parse(words).tolist() == expected
     assert NumberFormat.from_text(found.to_text()) == found
 
@@ -132,12 +133,12 @@ def test_numbers_as_people_write_them(words, separator, mark, expected):
     "words", [["1_000"], ["0x1F"], ["1,2,3"], ["1.2.3"], ["12", "12%"], ["1,50", "1.50"], ["--1"], ["x"]]
 )
 def test_what_is_no_number(words):
-    assert number_format(words, name="a", separator=",") is None
+    assert Spelling.of(words) is None
 
 
 def test_a_comma_that_may_be_either_is_refused():
     with pytest.raises(DataError, match="numbers such as '1,234', in which the comma may stand before decimals"):
-        number_format(["1,234", "500"], name="a", separator="\t")
+        Spelling.of(["1,234", "500"]).format(["1,234", "500"], name="a", separator="\t")
 
 
 def test_new_rows_are_read_by_the_format_of_training(tmp_path):

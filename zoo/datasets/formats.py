@@ -17,9 +17,8 @@ from zoo.errors import DataError
 __all__ = [
     "AmbiguousDateError",
     "NumberFormat",
+    "Spelling",
     "date_format",
-    "decimal_marks",
-    "number_format",
     "parse_dates",
 ]
 
@@ -27,7 +26,8 @@ _EXPONENT = r"(?:[eE][-+]?[0-9]+)?"
 _CURRENCY = r"[$€£¥₹]|USD|EUR|GBP|CHF|JPY"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?P<prefix>{_CURRENCY})?\s*(?P<inner>[-+]?)"
-    rf"(?P<body>(?:[0-9][0-9.,' ]*|[.,][0-9]+){_EXPONENT})\s*(?P<suffix>%|{_CURRENCY})?"
+    rf"(?P<body>(?:[0-9][0-9.,' ]*|[.,][0-9]+){_EXPONENT})\s*"
+    rf"(?P<suffix>%|{_CURRENCY}|(?<= )[A-Za-zµ°][A-Za-z0-9µ°/²³^]{{0,9}})?"
 )
 _INFINITE = {"inf": np.inf, "+inf": np.inf, "-inf": -np.inf, "infinity": np.inf, "-infinity": -np.inf}
 _PLAIN = frozenset("0123456789.eE+-")
@@ -44,7 +44,7 @@ class NumberFormat:
         decimal: Mark before the decimals.
         thousands: Mark between groups of three digits; empty for none.
         prefix: Currency in front.
-        suffix: Currency or percent sign behind.
+        suffix: Currency, percent sign or unit behind.
     """
 
     decimal: str = "."
@@ -111,118 +111,123 @@ class NumberFormat:
         Returns:
             Numbers; NaN for what is none.
         """
-        if self == NumberFormat() and _are_plain(words):
-            return np.array([float(word) for word in words], dtype=np.float64)
+        plain = _plain_values(words) if self == NumberFormat() else None
+        if plain is not None:
+            return plain
         found = (self.exact(word) for word in words)
         return np.array([np.nan if value is None else _float(value) for value in found], dtype=np.float64)
 
 
-def number_format(words: Sequence[str], *, name: str, mark: str = "", separator: str = "") -> NumberFormat | None:
-    """Find how the numbers of a column are written.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spelling:
+    """How the numbers of a column may be written.
 
     Args:
-        words: Its distinct texts.
-        name: Of the column.
-        mark: Decimal mark of other columns of the table; empty if they do not show one.
-        separator: What stands between the cells of the file.
-
-    Returns:
-        The format, or ``None`` if some text is no number.
-
-    Raises:
-        DataError: If 1,234 may be 1234 or 1.234.
+        ways: Marks of decimals and thousands by which all can be read, the usual ones first.
+        marked: Whether any has such a mark; else they are whole.
+        prefix: Currency in front of all.
+        suffix: Currency, percent sign or unit behind all.
+        values: The numbers, if they are written as programs write them.
     """
-    found = _take_apart(words)
-    if found is None:
-        return None
-    prefix, suffix, bodies = found
-    ways = _ways(bodies)
-    if not ways:
-        return None
-    if not set().union(*bodies) & _MARKS:
-        ways = [(mark or ".", "")]
-    if len(ways) > 1:
-        marks = [way for way in ways if way[0] == mark]
-        if marks:
-            ways = marks
-        elif any("," in body for body in bodies):
-            # A semicolon between cells leaves the comma to the decimals; a comma in quotes stands between thousands.
-            wanted = {";": ",", ",": "."}.get(separator)
-            ways = [way for way in ways if way[0] == wanted]
-            if not ways:
-                shown = next(word for word in words if "," in word)
-                raise DataError(
-                    f"column '{name}' holds numbers such as '{shown}', in which the comma may stand before decimals or "
-                    "between thousands; write them with a decimal point, or without a mark between thousands"
-                )
-    decimal, thousands = ways[0]
-    return NumberFormat(decimal=decimal, thousands=thousands, prefix=prefix, suffix=suffix)
 
+    ways: tuple[tuple[str, str], ...]
+    marked: bool
+    prefix: str = ""
+    suffix: str = ""
+    values: NDArray[np.float64] | None = None
 
-def decimal_marks(words: Sequence[str]) -> set[str]:
-    """Return which decimal marks the numbers of a column can have: none of a column without marks, or of text.
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Spelling | None:
+        """Find it.
 
-    Args:
-        words: Its distinct texts.
+        Args:
+            words: The distinct texts of the column.
 
-    Returns:
-        Marks.
-    """
-    used = set().union(*words)
-    found = _take_apart(words) if used & {".", ","} else None
-    if found is None or not any(mark in body for body in found[2] for mark in ".,"):
-        return set()
-    return {decimal for decimal, _ in _ways(found[2])}
-
-
-def _are_plain(words: Sequence[str]) -> bool:
-    """Say whether all are numbers as programs write them; ``float`` alone would also take ``1_000`` and ``nan``."""
-    if not _PLAIN.issuperset(set().union(*words)):
-        return False
-    try:
+        Returns:
+            It, or ``None`` if some text is no number.
+        """
+        values = _plain_values(words)
+        if values is not None:
+            dots = [word for word in words if "." in word]
+            grouped = bool(dots) and all(_body(",", ".").fullmatch(word.lstrip("+-")) for word in dots)
+            ways = ((".", ""), (",", ".")) if grouped else ((".", ""),)
+            return cls(ways=ways, marked=bool(dots), values=values)
+        affixes = set()
+        bodies = []
         for word in words:
-            float(word)
+            text = word.translate(_TYPOGRAPHY)
+            if text.lower() in _INFINITE:
+                continue
+            found = _NUMBER.fullmatch(text)
+            if found is None or (found["sign"] and found["inner"]):
+                return None
+            affixes.add((found["prefix"] or "", found["suffix"] or ""))
+            bodies.append(found["body"].strip())
+            if len(affixes) > 1:
+                return None
+        if not affixes:
+            return None
+        prefix, suffix = affixes.pop()
+        used = set("".join(bodies)) & _MARKS
+        ways = tuple(
+            (decimal, thousands)
+            for decimal, thousands in _WAYS
+            if (thousands in used if thousands else decimal in used or not used)
+            and all(_body(decimal, thousands).fullmatch(body) for body in bodies)
+        )
+        return (
+            cls(ways=ways[:1] if not used else ways, marked=bool(used), prefix=prefix, suffix=suffix) if ways else None
+        )
+
+    @property
+    def marks(self) -> set[str]:
+        """Marks of decimals that are possible; none of a column that shows no mark."""
+        return {decimal for decimal, _ in self.ways} if self.marked else set()
+
+    def format(self, words: Sequence[str], *, name: str, mark: str = "", separator: str = "") -> NumberFormat:
+        """Choose one way.
+
+        Args:
+            words: The distinct texts of the column.
+            name: Of the column.
+            mark: Decimal mark of other columns of the table; empty if they do not show one.
+            separator: What stands between the cells of the file.
+
+        Returns:
+            The format.
+
+        Raises:
+            DataError: If 1,234 may be 1234 or 1.234.
+        """
+        ways = list(self.ways)
+        if not self.marked:
+            ways = [(mark or ".", "")]
+        elif len(ways) > 1:
+            marks = [way for way in ways if way[0] == mark]
+            if marks:
+                ways = marks
+            elif any("," in word for word in words):
+                # Semicolons between cells leave the comma to the decimals; a comma in quotes stands between thousands.
+                wanted = {";": ",", ",": "."}.get(separator)
+                ways = [way for way in ways if way[0] == wanted]
+                if not ways:
+                    shown = next(word for word in words if "," in word)
+                    raise DataError(
+                        f"column '{name}' holds numbers such as '{shown}', in which the comma may stand before "
+                        "decimals or between thousands; write them with a decimal point, or without a mark between thousands"
+                    )
+        decimal, thousands = ways[0]
+        return NumberFormat(decimal=decimal, thousands=thousands, prefix=self.prefix, suffix=self.suffix)
+
+
+def _plain_values(words: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return numbers as programs write them; ``float`` alone would also take ``1_000`` and ``nan``."""
+    if not words or not _PLAIN.issuperset(set("".join(words))):
+        return None
+    try:
+        return np.array(list(map(float, words)), dtype=np.float64)
     except ValueError:
-        return False
-    return True
-
-
-def _take_apart(words: Sequence[str]) -> tuple[str, str, list[str]] | None:
-    """Return currency or percent sign, which all numbers have, and the digits with their marks."""
-    if not words:
         return None
-    if _are_plain(words):
-        return "", "", [word.lstrip("+-") for word in words]
-    affixes = set()
-    bodies = []
-    for word in words:
-        text = word.translate(_TYPOGRAPHY)
-        if text.lower() in _INFINITE:
-            continue
-        found = _NUMBER.fullmatch(text)
-        if found is None or (found["sign"] and found["inner"]):
-            return None
-        affixes.add((found["prefix"] or "", found["suffix"] or ""))
-        bodies.append(found["body"].strip())
-        if len(affixes) > 1:
-            return None
-    if not affixes:
-        return None
-    return *affixes.pop(), bodies
-
-
-def _ways(bodies: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the marks of decimals and thousands by which all numbers can be read, the usual ones first."""
-    used = set().union(*bodies) & _MARKS
-    if not used:
-        return [(".", "")]
-    found = []
-    for decimal, thousands in _WAYS:
-        if (thousands and thousands not in used) or (not thousands and decimal not in used):
-            continue
-        if all(_body(decimal, thousands).fullmatch(body) for body in bodies):
-            found.append((decimal, thousands))
-    return found
 
 
 @functools.cache

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from zoo.datasets.formats import (
     AmbiguousDateError,
     NumberFormat,
+    Spelling,
     date_format,
-    decimal_marks,
-    number_format,
     parse_dates,
 )
 from zoo.errors import DataError
@@ -124,13 +123,13 @@ def classify(
     """
     strings = {name: _Strings.of(frame[name], na) for name in frame.columns if _is_textual(frame[name])}
     free = {name: column for name, column in strings.items() if name not in categorical}
-    marks = [decimal_marks(column.words(MISSING_WORDS)) for column in free.values()]
+    marks = [column.spelling.marks for column in free.values() if column.spelling]
     decisive = {next(iter(m)) for m in marks if len(m) == 1}
     mark = decisive.pop() if len(decisive) == 1 else ""
     order = {
         f.startswith("%d")
         for column in free.values()
-        if (f := _date_or_none(column.words(MISSING_WORDS), day_first)) and f[:2] in ("%d", "%m")
+        if column.spelling is None and (f := _date_or_none(column.known, day_first)) and f[:2] in ("%d", "%m")
     }
     day_first = next(iter(order)) if day_first is None and len(order) == 1 else day_first
     found: dict[str, Cells] = {}
@@ -144,11 +143,8 @@ def classify(
             )
             if cells is not None:
                 found[name] = cells
-                if (
-                    cells.kind == "number"
-                    and cells.format
-                    and any(re.search(r"[^0-9.]", w) for w in strings[name].words(MISSING_WORDS))
-                ):
+                spelling = strings[name].spelling
+                if cells.format and spelling is not None and spelling.values is None:
                     odd.append(f"'{name}' ({cells.format})")
     if odd:
         note(f"numbers are read by the way they are written: {', '.join(odd[:10])}{', ...' if len(odd) > 10 else ''}")
@@ -212,13 +208,12 @@ def _is_textual(series: pd.Series) -> bool:
     if isinstance(series.dtype, pd.CategoricalDtype):
         return False
     if pd.api.types.is_object_dtype(series) or pd.api.types.is_string_dtype(series):
-        kinds = {type(v) for v in series.array if not _is_missing(v)}
+        values = series.to_numpy(dtype=object)
+        kinds = set(map(type, values))
+        if any(not issubclass(kind, str) for kind in kinds):
+            kinds = set(map(type, values[~series.isna().to_numpy()]))
         return bool(kinds) and all(issubclass(kind, str) for kind in kinds)
     return False
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
 def _plain_values(series: pd.Series) -> NDArray[Any]:
@@ -333,12 +328,18 @@ class _Strings:
     name: str
     codes: NDArray[np.int64]
     distinct: list[str]
+    known: list[str]  # without words for a missing entry
+    spelling: Spelling | None
 
     @classmethod
     def of(cls, series: pd.Series, na: Collection[str]) -> _Strings:
-        words = [None if not isinstance(v, str) or not (w := v.strip()) or w in na else w for v in series.array]
-        codes, distinct = pd.factorize(np.array(words, dtype=object))
-        return cls(name=str(series.name), codes=codes, distinct=[str(w) for w in distinct])
+        cells = [None if not isinstance(v, str) else v.strip() or None for v in series.to_numpy(dtype=object)]
+        if na:
+            cells = [None if cell in na else cell for cell in cells]
+        codes, distinct = pd.factorize(np.array(cells, dtype=object))
+        words = [str(word) for word in distinct]
+        known = [word for word in words if word not in MISSING_WORDS]
+        return cls(name=str(series.name), codes=codes, distinct=words, known=known, spelling=Spelling.of(known))
 
     def words(self, without: Collection[str]) -> list[str]:
         return [word for word in self.distinct if word not in without]
@@ -356,45 +357,44 @@ class _Strings:
         padded = any(word[0] == "0" and len(word) > 1 for word in words)
         return whole and padded and len({len(w) for w in words}) == 1 and 2 * len(words) <= len(self.codes)
 
-    def cells(self, kind: str, format: str, numbers_: NDArray[np.float64], gone: Collection[str]) -> Cells:
-        lost = np.array([word in gone for word in self.distinct], dtype=bool)
-        missing = (self.codes < 0) | (lost[self.codes] if len(lost) else True)
-        values = np.array([*self.distinct, ""], dtype=object)[self.codes]
-        numeric = np.append(np.where(lost, np.nan, numbers_), np.nan)[self.codes]
-        return Cells(
-            name=self.name, kind=kind, format=format, values=values, numbers=numeric, missing=missing,
-            unreadable=np.zeros(len(values), dtype=bool),
-        )  # fmt: skip
+    def cells(self, kind: str, format: str = "", numbers_: NDArray[np.float64] | None = None) -> Cells:
+        """Return the column as numbers of its known words; none where all cells are missing."""
+        return self._cells(kind, format, np.array([w in MISSING_WORDS for w in self.distinct], dtype=bool), numbers_)
 
     def as_text(self, gone: Collection[str]) -> Cells:
-        return self.cells("text", "", np.full(len(self.distinct), np.nan), gone)
+        return self._cells("text", "", np.array([word in gone for word in self.distinct], dtype=bool), None)
+
+    def _cells(self, kind: str, format: str, lost: NDArray[np.bool_], numbers_: NDArray[np.float64] | None) -> Cells:
+        numeric = np.full(len(self.distinct) + 1, np.nan)
+        if numbers_ is not None:
+            numeric[:-1][~lost] = numbers_
+        values = np.array([*self.distinct, ""], dtype=object)[self.codes]
+        return Cells(
+            name=self.name, kind=kind, format=format, values=values, numbers=numeric[self.codes],
+            missing=np.append(lost, True)[self.codes], unreadable=np.zeros(len(values), dtype=bool),
+        )  # fmt: skip
 
 
 def _classify_strings(
     column: _Strings, *, separator: str, mark: str, is_label: bool, day_first: bool | None
 ) -> Cells | None:
     """Return a column of text as numbers, booleans or dates, or ``None`` where it is text indeed."""
-    words = column.words(MISSING_WORDS)
+    words, spelling = column.known, column.spelling
     if not words:
-        return column.cells("number", "", np.full(len(column.distinct), np.nan), MISSING_WORDS)
+        return column.cells("number")
     if all(word.lower() in _TRUTH for word in words):
         # Strings of a data frame are names; in a file everything is a string.
-        truth = np.array([_TRUTH.get(word.lower(), np.nan) for word in column.distinct])
-        return column.cells("boolean", "", truth, MISSING_WORDS) if separator else None
-    try:
-        chosen = number_format(words, name=column.name, mark=mark, separator=separator)
-    except DataError:
-        if not is_label:
-            raise
-        return None
-    if chosen is not None:
-        plain = not chosen.to_text()
-        padded = any(re.fullmatch(r"[-+]?0[0-9]+", word) for word in words)
-        if (plain and not separator) or (is_label and (padded or not plain)):
+        truth = np.array([_TRUTH[word.lower()] for word in words])
+        return column.cells("boolean", "", truth) if separator else None
+    if spelling is not None:
+        plain = spelling.values is not None
+        if plain and (not separator or column.are_codes(MISSING_WORDS)):
             return None
-        if column.are_codes(MISSING_WORDS):
+        if is_label and (not plain or any(re.fullmatch(r"[-+]?0[0-9]+", word) for word in words)):
             return None
-        return column.cells("number", chosen.to_text(), chosen.parse(column.distinct), MISSING_WORDS)
+        chosen = spelling.format(words, name=column.name, mark=mark, separator=separator)
+        usual = spelling.values if chosen == NumberFormat() else None
+        return column.cells("number", chosen.to_text(), chosen.parse(words) if usual is None else usual)
     if is_label:
         return None
     try:
@@ -404,9 +404,7 @@ def _classify_strings(
             f"column '{column.name}' holds dates such as '{error.word}' whose day and month cannot be told apart in "
             f"any row; say day_first=True or day_first=False, write 2020-04-03, or drop={[column.name]!r}"
         ) from error
-    if format is None:
-        return None
-    return column.cells("date", format, parse_dates(column.distinct, format), MISSING_WORDS)
+    return None if format is None else column.cells("date", format, parse_dates(words, format))
 
 
 def _date_or_none(words: list[str], day_first: bool | None) -> str | None:
@@ -461,7 +459,9 @@ def _label(value: Any, kind: str, format: str, known: Collection[str], by_value:
         if value.lower() in _TRUTH and kind != "number":
             return str(bool(_TRUTH[value.lower()]))
         number = NumberFormat.from_text(format).exact(value)
-        return value if number is None else _number_label(number)
+        if number is None:
+            return value
+        return str(bool(number)) if kind == "boolean" and number in (0, 1) else _number_label(number)
     if isinstance(value, bool | np.bool_):
         name = str(bool(value))
         return next((k for k in known if k.lower() == name.lower()), name) if name not in known else name
