@@ -214,7 +214,7 @@ class Spelling:
                     shown = next(word for word in words if "," in word)
                     raise DataError(
                         f"column '{name}' holds numbers such as '{shown}', in which the comma may stand before "
-                        "decimals or between thousands; write them with a decimal point, or without a mark between thousands"
+                        "decimals or between thousands; write a decimal point, or no mark between thousands"
                     )
         decimal, thousands = ways[0]
         return NumberFormat(decimal=decimal, thousands=thousands, prefix=self.prefix, suffix=self.suffix)
