@@ -43,7 +43,6 @@ _POSTERIOR = (
     "simulation_calibration",
     "interval_coverage",
     "prior_predictive_check",
-    "power_scaling",
 )
 _HELD_OUT = ("calibration", "scores", "selective_prediction", "out_of_distribution")
 _PREDICTIONS = (*_HELD_OUT, "predictive_check")
@@ -182,7 +181,7 @@ def _fit(ran: Mapping[str, Check], facts: Facts) -> Answer:
     if use == "usable":
         words = settled or _positive(used, _END[facts.sampled])
         return _answer("fit", use, words + again, used)
-    return _answer("fit", use, _against(used, use) + again, used)
+    return _answer("fit", use, _against(used) + again, used)
 
 
 def _parameters(ran: Mapping[str, Check], facts: Facts, fit: Answer, checks: Sequence[Check]) -> Answer:
@@ -224,13 +223,17 @@ def _parameters(ran: Mapping[str, Check], facts: Facts, fit: Answer, checks: Seq
     # Draws of unfinished chains are no draws from the posterior; a guide that is not at its best may be close to it.
     carried: Use = fit.use if fit.use in _ORDER and (facts.sampled or fit.use == "do not use") else "usable"
     worst = max(use, carried, key=_ORDER.index)
+    # A posterior that owes something to its prior is the right one all the same; whether prior and data contradict each
+    # other is a question of its own. What it owes is said.
+    prior = ran.get("power_scaling")
+    owed = f" {prior.explanation}" if prior is not None and prior.verdict != "pass" else ""
     if worst == "usable":
         shown = {**{n: ran[n] for n in chains if n in ran}, **used}
-        return _answer("parameters", worst, _positive(shown, (*chains, *_POSTERIOR)), shown)
+        return _answer("parameters", worst, _positive(shown, (*chains, *_POSTERIOR)) + owed, shown)
     if _ORDER.index(carried) > _ORDER.index(use):
         end = "sampler" if facts.sampled else "optimiser"
         return _answer("parameters", carried, f"The {end} did not come to its end: {_lower(fit.reason)}", fit.checks)
-    return _answer("parameters", worst, _against(used, worst), used)
+    return _answer("parameters", worst, _against(used) + owed, used)
 
 
 def _predictions(ran: Mapping[str, Check], facts: Facts, fit: Answer, parameters: Answer) -> Answer:
@@ -250,7 +253,7 @@ def _predictions(ran: Mapping[str, Check], facts: Facts, fit: Answer, parameters
     if _ORDER.index(carried) > _ORDER.index(use):
         return _answer("predictions", carried, why, used)
     if use != "usable":
-        return _answer("predictions", use, _against(used, use), used)
+        return _answer("predictions", use, _against(used), used)
     if facts.weights and not new_rows:
         return _answer(
             "predictions",
@@ -311,7 +314,7 @@ def _positive(used: Mapping[str, Check], order: Sequence[str]) -> str:
     return " ".join(c.explanation for c in passed[:2])
 
 
-def _against(used: Mapping[str, Check], use: Use) -> str:
+def _against(used: Mapping[str, Check]) -> str:
     """Say what speaks against the fit, the two most serious checks at most."""
     wanted = [c for c in used.values() if c.verdict == "fail"] + [c for c in used.values() if c.verdict == "warn"]
     return " ".join(c.explanation for c in wanted[:2])

@@ -27,7 +27,7 @@ _OF_THE_GUIDE = frozenset({
     "vi_against_nuts", "pareto_k", "reweighted_moments", "pareto_k_rows", "funnel", "simulation_calibration",
     "interval_coverage",
 })  # fmt: skip
-_OF_THE_PRIOR = frozenset({"prior_predictive_check", "power_scaling"})
+_OF_THE_PRIOR = frozenset({"prior_predictive_check"})
 # Methods that state their own uncertainty, to be tried where another one's predictions do not hold.
 _INSTEAD = ("deep_ensemble", "laplace_network", "horseshoe_regression")
 
@@ -66,7 +66,7 @@ def _changes(posterior: Posterior, answer: Answer, checks: Mapping[str, Check]) 
         if name == "restart_agreement":
             return _instead_of_a_guide(posterior) or {"steps": 2 * _steps(posterior)}
         if name in _OF_THE_PRIOR:
-            found = _wider_prior(posterior, check)
+            found = _wider_prior(posterior, checks.get("power_scaling", check))
         elif name in _OF_THE_GUIDE:
             found = _guide(posterior, name)
         else:
