@@ -1538,25 +1538,45 @@ def bench_networks(
 def diagnostics(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("DIAGNOSTICS.md"),
-    repetitions: Annotated[int, typer.Option(min=1, help="Correct fits per case.")] = 100,
+    repetitions: Annotated[int, typer.Option(min=0, help="Correct fits per case; 0 leaves the checks out.")] = 100,
     faults: Annotated[int, typer.Option(min=1, help="Faulty fits per case.")] = 50,
+    fits: Annotated[
+        int, typer.Option(min=0, help="Right fits of which the three answers are asked; 0 for none.")
+    ] = 200,
+    faulty: Annotated[int, typer.Option(min=1, help="Faulty fits of each kind of which they are asked.")] = 10,
     check: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only the cases of this check; the option may be repeated."),
     ] = None,
 ) -> None:
-    """Measure the checks on fits whose right verdict is known: false alarms, power, and known numbers."""
+    """Measure the checks and the three answers on fits whose right verdict is known: false alarms and power.
+
+    What is left out (`--repetitions 0`, `--fits 0`, `--check`) stays on the page as it was.
+    """
     from zoo.diagnostics import measure
     from zoo.inference.progress import bar
     from zoo.reports.files import write_texts
 
     say: Say = ctx.obj
     chosen = tuple(check or ())
-    command = f"zoo diagnostics --repetitions {repetitions} --faults {faults}"
+    if not repetitions and not fits:
+        raise DataError("--repetitions 0 and --fits 0 leave nothing to measure; give one of them")
+    command = "zoo diagnostics" + (
+        f" --repetitions {repetitions} --faults {faults}" if repetitions else " --repetitions 0"
+    )
+    if not chosen:
+        command += f" --fits {fits} --faulty {faulty}" if fits else " --fits 0"
     command += "".join(f" --check {name}" for name in chosen)
     with _warnings(say), bar(not say.quiet) as tell:
-        found, known, page = measure.run(
-            repetitions=repetitions, faults=faults, checks=chosen, command=command, progress=tell
+        found, known, whole, page = measure.run(
+            repetitions=repetitions,
+            faults=faults,
+            checks=chosen,
+            command=command,
+            fits=fits,
+            faulty=faulty,
+            before=out.read_text(encoding="utf-8") if out.is_file() else "",
+            progress=tell,
         )
     write_texts({out: page})
     table = _table("check", "false alarms", "level", "caught", "as stated", right=(1, 2, 3))
@@ -1587,9 +1607,17 @@ def diagnostics(
         for m in found
     ]
     right = all(m.level_kept and m.power_reached for m in found) and all(a.right for a in known)
+    shown: list[Any] = [table]
+    if whole is not None:
+        right = right and whole.kept
+        kinds = _table("fits", "number", "fit", "parameters", "predictions", title="Good answers", right=(1, 2, 3, 4))
+        for t in (*whole.right, *whole.faults):
+            _add(kinds, t.kind.name, str(t.fits), *(str(t.good[a]) for a in ("fit", "parameters", "predictions")))
+        shown.append(kinds)
     numbers = [dataclasses.asdict(a) for a in known]
-    result = {"checks": values, "known": numbers, "page": str(out)}
-    say.result(result, table, f"page: {out}", bare="as stated" if right else "not as stated")
+    answered = None if whole is None else whole.to_json()
+    result = {"checks": values, "known": numbers, "answers": answered, "page": str(out)}
+    say.result(result, *shown, f"page: {out}", bare="as stated" if right else "not as stated")
     if not right:
         raise typer.Exit(1)
 

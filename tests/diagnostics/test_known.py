@@ -92,12 +92,13 @@ def test_the_interval_is_exact():
 
 
 def test_known_numbers_are_told_from_wrong_ones():
-    assert all(measure.ANSWERS[i]().right for i in (0, 1, 2, 4))
+    assert all(measure.NUMBERS[i]().right for i in (0, 1, 2, 4))
     assert not measure._near("pi", 3.14, 3.2, 0.05).right
 
 
 def test_the_command_writes_the_page(tmp_path):
     out = tmp_path / "page.md"
+    out.write_text("# What the checks are worth\n\nOld.\n\n## The three answers, end to end\n\nKept.\n")
     options = ["--repetitions", "4", "--faults", "2", "--check", "funnel", "--check", "moment_bounds"]
     found = CliRunner().invoke(cli.app, ["--json", "diagnostics", "--out", str(out), *options])
     assert found.exit_code == 0, found.output
@@ -107,6 +108,8 @@ def test_the_command_writes_the_page(tmp_path):
     assert "| `funnel` |" in text
     assert "`zoo diagnostics --repetitions 4 --faults 2 --check funnel --check moment_bounds`" in text
     assert text.count("as stated |") == 2
+    assert "Kept." in text, "what was not measured stays"
+    assert "Old." not in text
 
 
 # -------------------------------------------------------------------------------------------------------- the guide

@@ -191,11 +191,12 @@ def _fitted(reference: Reference, guide: str, seed: int, settings: Settings, com
             warnings.simplefilter("ignore")
             diagnosis = diagnose(posterior, seed=seed)
         verdict: str = diagnosis.verdict
+        answers: dict[str, str] = {a.name: a.use for a in diagnosis.answers}
         marks = {"fail": "!", "warn": "?"}
         reasons = [marks[c.verdict] + c.name for c in diagnosis.checks if c.verdict in marks]
         reasons += [f"error in {c.name}: {c.error}" for c in diagnosis.checks if c.error]
     except ZooError as error:
-        verdict, reasons = "failed", [" ".join(str(error).split())]
+        verdict, reasons, answers = "failed", [" ".join(str(error).split())], {}
     return Variational(
         guide=guide,
         seed=seed,
@@ -204,6 +205,7 @@ def _fitted(reference: Reference, guide: str, seed: int, settings: Settings, com
         seconds=time.perf_counter() - started,
         verdict=verdict,
         reasons=reasons,
+        answers=answers,
     )
 
 

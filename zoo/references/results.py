@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zoo.references.stored import names
@@ -96,6 +96,7 @@ class Variational:
         seconds: Of the fit and its diagnosis.
         verdict: What the diagnosis concluded; ``failed`` if the fit itself stopped, which no user takes for a result.
         reasons: The checks that warned (``?``) or failed (``!``), or the error.
+        answers: The three answers by name; empty for a measurement from before there were any.
     """
 
     guide: str
@@ -105,6 +106,7 @@ class Variational:
     seconds: float
     verdict: str
     reasons: Sequence[str]
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def worst_mean(self) -> float:
@@ -296,6 +298,7 @@ def _confidence(result: Result) -> list[str]:
     falsely = sum(g.verdict == "usable" for g in off)
     careful = sum(g.verdict == "usable with care" for g in off)
     rejected = sum(g.verdict == "do not use" for g in right)
+    lines += _answered(off, right)
     lines += [
         "",
         f"**False confidence: {_rate(falsely, len(fits))} of all fits are off and yet called 'usable'**, "
@@ -305,6 +308,20 @@ def _confidence(result: Result) -> list[str]:
         "not independent, so the true uncertainty is larger.",
     ]
     return lines
+
+
+def _answered(off: Sequence[Variational], right: Sequence[Variational]) -> list[str]:
+    """Return what the answer about the parameters was, of the fits that have one."""
+    near, far = ([g for g in fits if g.answers] for fits in (right, off))
+    if not near and not far:
+        return []
+    said = sum(g.answers["parameters"] == "usable" for g in near)
+    caught = sum(g.answers["parameters"] != "usable" for g in far)
+    return [
+        "",
+        f"To *can the parameters be read* the answer is 'usable' for {_rate(said, len(near))} of the fits that are not "
+        f"off, and another one for {_rate(caught, len(far))} of those that are.",
+    ]
 
 
 def _rate(count: int, total: int) -> str:
