@@ -21,10 +21,9 @@ from torch import Tensor
 from zoo.diagnostics.answers import Answer
 from zoo.diagnostics.diagnosis import diagnose
 from zoo.inference.posterior import Posterior
-from zoo.inference.progress import Progress, ProgressEvent
 from zoo.types import Batch, Dataset, Pair, Recipe
 
-__all__ = ["ACCEPTED", "FAULTS", "RIGHT", "Kind", "Tally", "measure_answers"]
+__all__ = ["ACCEPTED", "FAULTS", "RIGHT", "Kind", "Tally", "one_more", "tallies"]
 
 ACCEPTED = 0.9
 """Share of right fits of which each answer must be a good one, and of faulty fits that must be caught."""
@@ -184,7 +183,14 @@ class Kind:
     words: tuple[tuple[str, str], ...] = ()
 
     def good(self, answer: Answer) -> bool:
-        """Return whether an answer is the good one."""
+        """Return whether an answer is the good one.
+
+        Args:
+            answer: Of a fit of this kind.
+
+        Returns:
+            Whether it is.
+        """
         return answer.use == dict(self.words).get(answer.name, "usable")
 
 
@@ -330,43 +336,38 @@ class Tally:
         return min((self.fits - self.good[name] for name in self.kind.answers), default=0)
 
 
-def measure_answers(
-    kinds: Sequence[Kind], fits: int, *, first: int = 0, progress: Progress | None = None
-) -> list[Tally]:
-    """Make fits of every kind, and count their answers.
+def tallies(kinds: Sequence[Kind]) -> list[Tally]:
+    """Return the counts before the first fit.
 
     Args:
-        kinds: The kinds.
-        fits: Fits of each.
-        first: Seed of the first.
-        progress: Told of every fit.
+        kinds: Kinds of fits.
 
     Returns:
         One entry per kind.
     """
-    found = []
-    for i, kind in enumerate(kinds):
-        tally = Tally(kind=kind, good=dict.fromkeys(("fit", "parameters", "predictions"), 0), blamed={})
-        for seed in range(first, first + fits):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                diagnosis = diagnose(kind.make(seed), seed=seed)
-            verdicts = {c.name: c.verdict for c in diagnosis.checks}
-            against = {
-                n
-                for a in diagnosis.answers
-                if not kind.good(a)
-                for n in (*a.checks, *(() if a.checks else (a.use,)))
-                if verdicts.get(n, "fail") in ("warn", "fail")
-            }
-            tally = replace(
-                tally,
-                fits=tally.fits + 1,
-                good={a.name: tally.good[a.name] + kind.good(a) for a in diagnosis.answers},
-                headline=tally.headline + (diagnosis.verdict == "usable"),
-                blamed={n: tally.blamed.get(n, 0) + (n in against) for n in {*tally.blamed, *against}},
-            )
-            if progress is not None:
-                progress(ProgressEvent("measuring", i * fits + tally.fits, len(kinds) * fits, kind.name))
-        found.append(tally)
-    return found
+    return [Tally(kind=k, good=dict.fromkeys(("fit", "parameters", "predictions"), 0), blamed={}) for k in kinds]
+
+
+def one_more(tally: Tally, seed: int) -> Tally:
+    """Make a fit, ask for its answers and count them.
+
+    Args:
+        tally: The counts of its kind so far.
+        seed: Of its data and of every draw.
+
+    Returns:
+        The counts with this fit.
+    """
+    kind = tally.kind
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        diagnosis = diagnose(kind.make(seed), seed=seed)
+    verdicts = {c.name: c.verdict for c in diagnosis.checks}
+    against = {n for a in diagnosis.answers if not kind.good(a) for n in a.checks if verdicts[n] in ("warn", "fail")}
+    return replace(
+        tally,
+        fits=tally.fits + 1,
+        good={a.name: tally.good[a.name] + kind.good(a) for a in diagnosis.answers},
+        headline=tally.headline + (diagnosis.verdict == "usable"),
+        blamed={n: tally.blamed.get(n, 0) + (n in against) for n in {*tally.blamed, *against}},
+    )

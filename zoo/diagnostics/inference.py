@@ -721,6 +721,41 @@ def _split_free(value: NDArray[np.float64]) -> float:
     return result if math.isfinite(result) else math.inf
 
 
+def _chance(value: NDArray[np.float64], found: float) -> float:
+    r"""Return how often half chains of one distribution differ so much that R-hat is as large.
+
+    With :math:`m` half chains of length :math:`N`, worth :math:`n` independent draws each,
+    :math:`(n - 1) (\hat R^2 - 1 + 1 / N)` has nearly the F distribution with :math:`m - 1` and :math:`m (n - 1)`
+    degrees of freedom.
+
+    Args:
+        value: ``(chain, draw)``.
+        found: R-hat.
+
+    Returns:
+        The p-value; zero where a half chain stands still.
+
+    References:
+        Gelman, Rubin (1992), Statistical Science 7(4), sec. 3, with effective numbers of draws.
+    """
+    import arviz as az
+    from scipy.stats import f
+
+    half = value.shape[1] // 2
+    parts = np.concatenate([value[:, :half], value[:, -half:]])
+    if not parts.std(1).all():
+        return 0.0
+    # Centred, so that what the halves disagree in does not pass for a slow chain.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        worth = min(float(az.ess(parts - parts.mean(1, keepdims=True), method="mean")) / len(parts), half)
+    if not worth > 2:
+        return 0.0
+    # The variance within a half is that of its draws about their own mean: too small by one draw's worth.
+    ratio = (worth - 1) * (found**2 - 1 + 1 / half)
+    return float(f.sf(ratio, len(parts) - 1, len(parts) * (worth - 1)))
+
+
 def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check:
     r"""Check latents whose prior scale is itself latent for the funnel that centred hierarchical models have.
 
@@ -856,13 +891,20 @@ def r_hat(posterior: Posterior) -> Check:
     values = {k: _split_free(v) for k, v in elements.items()}
     worst = max(values, key=lambda k: values[k])
     verdict = _judge(values[worst], 1.01, 1.05)
+    p_value = None
+    if verdict == "warn":
+        # The largest of many is above 1.01 by chance where chains are worth a few hundred draws.
+        above = [v for k, v in elements.items() if values[k] > 1.01]
+        p_value = min(1.0, 2 * len(elements) * min(_chance(v, _split_free(v)) for v in above))
     return Check(
         name="r_hat",
         title="Do the chains agree?",
         about="parameters",
         verdict=verdict,
         value={"largest R-hat": values[worst], "at": worst, "chains": count},
-        threshold="warn above 1.01, fail above 1.05",
+        p_value=p_value,
+        threshold="warn above 1.01, fail above 1.05; between them a p-value says how often chains that agree differ as "
+        "much, given what each is worth",
         source=f"{_VEHTARI_2021}: 1.01; 1.05 as in Stan's `diagnose`",
         explanation="Chains that started apart now give the same distribution."
         if verdict == "pass"

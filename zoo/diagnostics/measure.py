@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zoo.diagnostics import inference, predictive, refits
-from zoo.diagnostics.endtoend import ACCEPTED, FAULTS, RIGHT, Tally, measure_answers
+from zoo.diagnostics.endtoend import ACCEPTED, FAULTS, RIGHT, Tally, one_more, tallies
 from zoo.diagnostics.known import CASES, Case, by_nuts, correlated, normal
 from zoo.diagnostics.uniformity import ecdf_p_value
 from zoo.errors import UnknownNameError, suggest
@@ -325,6 +325,8 @@ class EndToEnd:
 def end_to_end(*, fits: int, faults: int, progress: Progress | None = None) -> EndToEnd:
     """Make right and faulty fits, and ask for the three answers of each.
 
+    Kinds take turns, so that an interrupt (ctrl-C) ends the measurement with about as many fits of each.
+
     Args:
         fits: Right fits in all, at least; as many of each kind.
         faults: Faulty fits of each kind.
@@ -334,10 +336,24 @@ def end_to_end(*, fits: int, faults: int, progress: Progress | None = None) -> E
         The counts.
     """
     each = math.ceil(fits / len(RIGHT))
-    return EndToEnd(
-        right=tuple(measure_answers(RIGHT, each, progress=progress)),
-        faults=tuple(measure_answers(FAULTS, faults, progress=progress)),
-    )
+    found = [*tallies(RIGHT), *tallies(FAULTS)]
+    turns = [
+        (k, seed)
+        for seed in range(max(each, faults))
+        for k in range(len(found))
+        if seed < (each if k < len(RIGHT) else faults)
+    ]
+    # Faults are spread over the whole of it.
+    turns.sort(key=lambda turn: (turn[1] + 0.5) / (each if turn[0] < len(RIGHT) else faults))
+    try:
+        for done, (k, seed) in enumerate(turns, start=1):
+            found[k] = one_more(found[k], seed)
+            if progress is not None:
+                progress(ProgressEvent("measuring", done, len(turns), found[k].kind.name))
+    except KeyboardInterrupt:
+        if not all(t.fits for t in found):
+            raise
+    return EndToEnd(right=tuple(found[: len(RIGHT)]), faults=tuple(found[len(RIGHT) :]))
 
 
 def _answers_page(found: EndToEnd) -> list[str]:
@@ -349,7 +365,7 @@ def _answers_page(found: EndToEnd) -> list[str]:
         "data for every fit, the whole diagnosis with default settings (`zoo/diagnostics/endtoend.py`). *Good* is "
         "'usable', and for the parameters of a network 'not meant to be read'. P-values behind an answer are adjusted "
         f"by Holm's method. Wanted, and fixed before it was measured: each answer good for at least {ACCEPTED:.0%} of "
-        f"the right fits, and at least {ACCEPTED:.0%} of every fault caught, which means that the answer it concerns is "
+        f"the right fits, and at least {ACCEPTED:.0%} of every fault caught: the answer that it concerns is "
         "not 'usable'. In brackets the exact 95% interval (Clopper and Pearson).",
         "",
         f"| right fits | fits | {' | '.join(f'{a} good' for a in _ANSWERS.values())} | verdict 'usable' | "
