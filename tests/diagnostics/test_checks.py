@@ -246,6 +246,21 @@ def test_chains_in_two_modes_fail():
     assert diagnose(posterior, num_draws=50).verdict == "do not use"
 
 
+def test_a_large_r_hat_among_short_chains_may_be_chance():
+    """Half chains of one distribution differ as the F distribution says; chains around other means differ by more."""
+    generator = np.random.default_rng(0)
+    p_values = []
+    for _ in range(100):
+        x = generator.normal(size=(4, 300))
+        for t in range(1, 300):
+            x[:, t] = 0.6 * x[:, t - 1] + 0.8 * x[:, t]
+        p_values.append(checks._chance(x, checks._split_free(x)))
+    assert np.mean(np.array(p_values) < 0.025) <= 0.1  # of two, ranks and folded ranks, the larger counts
+    apart = generator.normal(size=(4, 1_000)) + np.array([0.5, 0, 0, 0])[:, None]
+    assert checks._chance(apart, checks._split_free(apart)) < 1e-10
+    assert checks._chance(np.zeros((4, 100)), 1.03) == 0.0
+
+
 def test_chains_that_stand_still_fail():
     model, _, data = normal_mean()
     chains = {"mu": torch.zeros(4, 100, dtype=DOUBLE) + torch.arange(4)[:, None]}

@@ -86,6 +86,44 @@ def test_a_check_beyond_its_level_is_measured_again_on_other_fits(monkeypatch):
     assert "20 of 20, again: 100 of 100 (0.964 to 1.000) | 0.05 | wrong | 2 of 2 (0) | level not kept |" in page
 
 
+def test_the_three_answers_are_counted_kind_by_kind(monkeypatch):
+    """A right fit whose predictions are doubted and a fault that is missed show in the page as they are."""
+    from zoo.diagnostics import endtoend
+
+    def at(use):
+        return lambda seed: known.normal(seed, noise=3.0 if use else 1.0, test=100)
+
+    right = endtoend.Kind(name="a right one", make=at(False))
+    wrong = endtoend.Kind(name="noise three times as large", make=at(True), answers=("predictions",))
+    missed = endtoend.Kind(name="nothing wrong", make=at(False), answers=("fit",))
+    monkeypatch.setattr(measure, "RIGHT", (right,))
+    monkeypatch.setattr(measure, "FAULTS", (wrong, missed))
+    found = measure.end_to_end(fits=3, faults=2)
+    assert found.fits == 3
+    assert found.good("fit") == 3
+    assert [t.caught for t in found.faults] == [2, 0]
+    assert not found.kept
+    page = measure.markdown([], [], found, seconds=1.0, command="this")
+    assert "| noise three times as large | 2 | predictions | 2 | 0 | as wanted |" in page
+    assert "| nothing wrong | 2 | fit at its end | 0 |" in page
+    assert "**below**" in page
+
+
+def test_data_of_the_measurement_are_of_one_truth():
+    """Training and test rows share parameters, and a fault changes the data alone."""
+    from zoo.diagnostics import endtoend
+
+    one, again = endtoend._data(endtoend._linear, 3), endtoend._data(endtoend._linear, 3)
+    assert torch.equal(one.train["y"], again.train["y"])
+    x = torch.cat([one.train["x"], one.test["x"]])
+    y = torch.cat([one.train["y"], one.test["y"]])
+    design = torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], 1)
+    parts = [torch.linalg.lstsq(design[s], y[s]).solution for s in (slice(120), slice(120, None))]
+    noise = float((y - design @ torch.linalg.lstsq(design, y).solution).std())
+    assert float((parts[0] - parts[1]).abs().max()) < 6 * noise / 120**0.5
+    assert not torch.equal(endtoend._data(endtoend._linear, 3, change=endtoend._heavy).train["y"], one.train["y"])
+
+
 def test_the_interval_is_exact():
     assert measure._interval(0, 100) == pytest.approx((0.0, 0.0362), abs=1e-4)
     assert measure._interval(5, 100) == pytest.approx((0.0164, 0.1128), abs=1e-4)

@@ -334,6 +334,9 @@ def end_to_end(*, fits: int, faults: int, progress: Progress | None = None) -> E
 
     Returns:
         The counts.
+
+    Raises:
+        KeyboardInterrupt: If it is interrupted before there is one fit of each kind.
     """
     each = math.ceil(fits / len(RIGHT))
     found = [*tallies(RIGHT), *tallies(FAULTS)]
