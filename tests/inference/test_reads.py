@@ -92,6 +92,53 @@ def test_a_state_of_pythons_is_seen(uncompiled) -> None:
     assert reason_of(lambda x: x * float("nan"), A) == ""
 
 
+INDICES = {
+    "k": lambda x, k: x[k],
+    "-k": lambda x, k: x[-k],
+    "k, 1": lambda x, k: x[k, 1],
+    "1, k": lambda x, k: x[1, k],
+    "k, k": lambda x, k: x[k, k],
+    ":, k": lambda x, k: x[:, k],
+    "..., k": lambda x, k: x[..., k],
+    "None, k, 1:": lambda x, k: x[None, k, 1:],
+    "k, None, ..., k": lambda x, k: x[k, None, ..., k],
+    "write": lambda x, k: _written(x, k),
+}
+
+
+def _written(x, k):
+    x = x.clone()
+    x[k] = x.sum(0)
+    return x
+
+
+@pytest.mark.parametrize("kind", INDICES)
+def test_a_scalar_tensor_as_index_is_an_input(kind, uncompiled) -> None:
+    def indexed(x, k):
+        with program._Bound({}, tracing=True):
+            return (INDICES[kind](x, k),)
+
+    x = torch.arange(60.0).reshape(3, 4, 5)
+    found = compile_function(indexed, [x, torch.tensor(1)])
+    assert found.reason == ""
+    for k in (1, 2):
+        assert torch.equal(found.call(x, torch.tensor(k))[0], INDICES[kind](x, k))
+
+
+def test_a_plate_may_be_a_loop() -> None:
+    y = torch.tensor([1.0, 2.0, 6.0])
+
+    def model(batch):
+        m = pyro.sample("m", dist.Normal(0.0, 10.0))
+        for i in pyro.plate("datum", 3):
+            pyro.sample(f"y_{i}", dist.Normal(m, 5.0), obs=batch["y"][i])
+
+    pair = Pair(model, lambda batch: pyro.sample("m", dist.Normal(pyro.param("a", torch.tensor(0.0)), 1.0)))
+    eager, found = (zoo.fit(pair, {"y": y}, steps=20, compile=c) for c in (False, True))
+    assert found.info["compiled"], found.info["reason"]
+    assert torch.allclose(eager.losses, found.losses, rtol=1e-5)
+
+
 def test_mini_batches_read_by_numpy_are_each_read(recwarn) -> None:
     x = torch.cat([torch.zeros(10), torch.full((10,), 5.0)])
 

@@ -156,6 +156,16 @@ def test_statistics_equal_those_of_pyro() -> None:
         assert torch.allclose(a, b, rtol=1e-4)
 
 
+def test_a_check_leaves_modules_as_they_were() -> None:
+    net, pair = in_another_file()
+    before = state_of(net)
+    assert all(step.ok for step in zoo.check(*pair[:2], BATCH, compile=False))
+    assert all(torch.equal(before[k], v) for k, v in state_of(net).items())
+    guide = ag.AutoNormal(model)
+    zoo.check(model, guide, {"y": Y}, compile=False)
+    assert guide.prototype_trace is None
+
+
 def test_a_buffer_that_is_assigned_is_state_as_one_that_is_written() -> None:
     class Tracking(nn.Module):
         def __init__(self, assign):

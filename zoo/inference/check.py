@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from zoo.inference.objectives import losses_of
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.svi import Trainer, _check_sites
 from zoo.inference.validation import check_trace, one_line
+from zoo.inference.watch import Watch
 from zoo.types import Elbo, Objective, Pair, Recipe
 
 __all__ = ["Step", "check"]
@@ -75,8 +77,14 @@ def check(
 
     traces: dict[str, Any] = {}
 
+    @contextmanager
+    def aside(programs: Sequence[Any]) -> Iterator[None]:
+        world = pyro_world(dtype=dtype, validate=True)
+        with world, stream(seeded(0)), Watch().open(programs), pyro.get_param_store().scope():
+            yield
+
     def run_model() -> str:
-        with pyro_world(dtype=dtype, validate=True), stream(seeded(0)), pyro.get_param_store().scope():
+        with aside((model,)):
             traces["model"] = poutine.trace(model).get_trace(batch)
             check_trace(traces["model"])
             traces["model"].compute_log_prob()
@@ -103,7 +111,7 @@ def check(
         return found
 
     def run_guide() -> str:
-        with pyro_world(dtype=dtype, validate=True), stream(seeded(0)), pyro.get_param_store().scope():
+        with aside((model, guide)):
             traces["guide"] = poutine.trace(guide).get_trace(batch)
             traces["replayed"] = poutine.trace(poutine.replay(model, trace=traces["guide"])).get_trace(batch)
         return f"{_latents(traces['guide'])} sites"

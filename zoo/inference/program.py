@@ -52,6 +52,7 @@ __all__ = [
     "stream",
 ]
 
+_PYRO = str(Path(str(pyro.__file__)).parent)
 _MOST_STEPS = 30  # of a recurrent layer that is unrolled
 _WORK = 5e8  # floating-point operations of a call for which another thread pays
 
@@ -165,7 +166,7 @@ class _Bound(TorchFunctionMode):
                 kwargs = {k: self._swap(v) for k, v in kwargs.items()}
         if self.tracing and func in NUMBERS:
             code = sys._getframe(1).f_code
-            if "pyro" in code.co_filename:
+            if code.co_filename.startswith(_PYRO):
                 answer = answer_pyro(func, code.co_name, args)
                 if answer is not NotImplemented:
                     return answer
@@ -173,6 +174,8 @@ class _Bound(TorchFunctionMode):
             return True  # asked by a distribution that was built, with validation, outside the pair
         if self.tracing and func in _RECURRENT:
             return _unroll(func, args, kwargs)
+        if self.tracing and func in _INDEXED:
+            return _index(func, *args)
         return func(*args, **kwargs)
 
     def _swap(self, value: Any) -> Any:
@@ -182,6 +185,38 @@ class _Bound(TorchFunctionMode):
             swapped = [self.values.get(id(v), v) if isinstance(v, Tensor) else v for v in value]
             return type(value)(swapped) if type(value) in (list, tuple) else value
         return value
+
+
+_INDEXED = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+
+
+def _index(func: Any, tensor: Tensor, index: Any, *value: Any) -> Any:
+    """Index a tensor, by a scalar tensor without reading its number."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    plain = all(p is None or p is Ellipsis or type(p) in (int, slice) or _scalar(p) for p in parts)
+    if not plain or not any(_scalar(p) for p in parts) or (value and len(parts) > 1):
+        return func(tensor, index, *value)
+    if value:
+        return func(tensor, parts[0].reshape(1), *value)
+    at, left = 0, sum(p is not None and p is not Ellipsis for p in parts)
+    for part in parts:
+        if part is None:
+            tensor, at = tensor.unsqueeze(at), at + 1
+        elif part is Ellipsis:
+            at = tensor.dim() - left
+        else:
+            left -= 1
+            own = part.reshape(1) if _scalar(part) else part
+            tensor = func(tensor, (*[slice(None)] * at, own))
+            if own is not part:
+                tensor = tensor.squeeze(at)
+            elif isinstance(part, slice):
+                at += 1
+    return tensor
+
+
+def _scalar(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dim() == 0 and part.dtype in (torch.int64, torch.int32, torch.int16)
 
 
 NUMBERS = {torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.masked_select}
@@ -199,7 +234,9 @@ def answer_pyro(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
         The answer, or ``NotImplemented``.
     """
     if func is torch.Tensor.item:
-        return args[0].detach()
+        return NotImplemented if caller == "__iter__" else args[0].detach()  # a plate as a loop counts by numbers
+    if func is torch.Tensor.__bool__ and caller in ("_standard_stable", "_safe_shift"):
+        return True  # whether the general case is among the elements, which is computed for all of them
     if func is torch.Tensor.__bool__ and caller in ("warn_if_nan", "compute_expectation"):
         return False
     if func is torch.Tensor.masked_select and caller == "compute_expectation":
