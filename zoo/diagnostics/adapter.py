@@ -8,6 +8,7 @@ which latents are enumerated and must be summed out of the likelihood.
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ Kind = Literal["latent", "deterministic", "observed", "enumerated", "factor"]
 STATISTICS = ("mean", "sd", "norm", "max_abs")
 """What is kept, draw by draw, of a site with too many elements: over its elements."""
 
+# Dimensions of ArviZ and of summaries, which a plate or site of such a name must not take.
+_RESERVED = frozenset({"chain", "draw", "sample", "statistic"})
 # Numbers that one draw of all latents may hold before fewer draws are taken; 20 million doubles are 160 MB.
 _MOST_NUMBERS = 20_000_000
 _FEWEST_DRAWS = 100
@@ -505,7 +508,8 @@ def to_arviz(
     Groups: ``posterior`` (latents, deterministic sites and, where discrete latents are summed out, draws of them from
     their exact conditional), ``prior``, ``prior_predictive``, ``posterior_predictive``, ``log_likelihood``,
     ``sample_stats`` (NUTS), ``observed_data``, ``constant_data``. Axes carry the names of the plates around a site, and
-    the data set's labels. A site with more than ``max_elements`` elements in one draw enters as ``<site>_summary`` with
+    the data set's labels; plates and sites of names that ArviZ or NetCDF keep for themselves (``chain``, a slash) get
+    others. A site with more than ``max_elements`` elements in one draw enters as ``<site>_summary`` with
     the dimension ``statistic`` (mean, sd, norm and largest absolute value over its elements, draw by draw); of too many
     rows a random subset enters the groups that have rows. ``attrs["left_out"]`` says so, as a JSON list of sentences.
 
@@ -653,6 +657,8 @@ class _Groups:
         self.dims: dict[str, tuple[str, ...]] = {s.name: s.dims for s in known.values()}
         self.log_dims: dict[str, tuple[str, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.summaries: set[str] = set()
+        self.names: dict[tuple[str, str], str] = {}
         self.row_plates = {s.dims[s.row_axis] for s in known.values() if s.row_axis is not None}
 
     def add(self, group: str, name: str, value: Tensor) -> None:
@@ -665,6 +671,7 @@ class _Groups:
             summary = f"{name}_summary"
             if summary not in self.dims:
                 self.dims[summary] = ("statistic",)
+                self.summaries.add(summary)
                 self.left_out.append(
                     f"the {flat.shape[1]:,} elements of '{name}', shape {tuple(array.shape[1:])}: '{summary}' holds "
                     f"their {', '.join(STATISTICS)} in each draw"
@@ -722,7 +729,7 @@ class _Groups:
             value = np.concatenate(blocks)
             own = (dims if group == "log_likelihood" else self.dims)[name]
             arrays[name] = (("chain", "draw", *own), value.reshape(*shape, *value.shape[1:]))
-        return self._build(arrays)
+        return self._build(arrays, drawn=True)
 
     def observed(self) -> xr.Dataset | None:
         """Return the observed values."""
@@ -758,29 +765,54 @@ class _Groups:
 
     def stats(self, stats: Mapping[str, Tensor]) -> xr.Dataset:
         """Return the sampler's statistics."""
-        return self._build({k: (("chain", "draw"), v.detach().cpu().numpy()) for k, v in stats.items()})
+        arrays = {k: (("chain", "draw"), v.detach().cpu().numpy()) for k, v in stats.items()}
+        return self._build(arrays, drawn=True)
 
-    def _build(self, arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]) -> xr.Dataset:
-        """Build a dataset; an axis name that stands for another size elsewhere falls back to ``<variable>_dim_<i>``."""
+    def _build(self, arrays: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]], *, drawn: bool = False) -> xr.Dataset:
+        """Build a dataset; ``drawn`` says that the first two axes of every variable are chains and draws."""
+        # An axis name that stands for another size elsewhere, or for a variable, falls back to <variable>_dim_<i>.
         import xarray as xr
 
         coords: dict[str, Any] = {}
         variables = {}
+        lead = 2 if drawn else 0
+        called = {name: self._called(name, "site") for name in arrays}
         for name, (dims, value) in arrays.items():
-            own = []
+            own: list[str] = []
             for i, (dim, size) in enumerate(zip(dims, value.shape, strict=True)):
-                kept = dim
-                if dim not in ("chain", "draw") and (self.sizes.setdefault(dim, size) != size or dim in arrays):
-                    kept = f"{name}_dim_{i - (2 if dims[:2] == ('chain', 'draw') else 0)}"
+                ours = i < lead or (dim == "statistic" and name in self.summaries)
+                kept = dim if ours else self._called(dim, "plate")
+                fallback, labels = f"{called[name]}_dim_{i - lead}", dim
+                while i >= lead and (
+                    self.sizes.setdefault(kept, size) != size or kept in called.values() or kept in own
+                ):
+                    kept, fallback, labels = fallback, f"{fallback}_", fallback
                 own.append(kept)
-                coords[kept] = np.arange(size) if kept in ("chain", "draw") else self._labels(kept, size)
-            variables[name] = (tuple(own), value)
+                coords[kept] = np.arange(size) if i < lead else self._labels(labels, size, summary=ours)
+            variables[called[name]] = (tuple(own), value)
         dataset: xr.Dataset = xr.Dataset(variables, coords=coords)
         dataset.attrs = {"inference_library": "pyro", "creation_library": "pyro-zoo"}
         return dataset
 
-    def _labels(self, dim: str, size: int) -> Any:
-        if dim == "statistic":
+    def _called(self, name: str, kind: Literal["site", "plate"]) -> str:
+        """Return the name under which a site or plate is stored: its own wherever ArviZ and NetCDF take it."""
+        if (name, kind) not in self.names:
+            found = re.sub(r"[\x00-\x1f\x7f]", "_", name.replace("/", ".")).rstrip()
+            if not re.match(r"\w", found):
+                found = f"_{found}"
+            if found in _RESERVED:
+                found = f"{found}_{kind}"
+            if found != name:
+                others = {*self.names.values(), *self.dims, *(d for dims in self.dims.values() for d in dims)}
+                while found in others:
+                    found += "_"
+                if name in self.dims or any(name in dims for dims in self.dims.values()):
+                    self.left_out.append(f"nothing of the {kind} {name!r}: it is called '{found}' here")
+            self.names[name, kind] = found
+        return self.names[name, kind]
+
+    def _labels(self, dim: str, size: int, *, summary: bool = False) -> Any:
+        if summary:
             return list(STATISTICS)
         given = self.posterior.data.coords.get(dim)
         rows = self.batch["index"].tolist() if dim in self.row_plates and "index" in self.batch else None

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import _DIM_ALLOCATOR
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -61,8 +63,81 @@ _WORK = 5e8  # floating-point operations of a call for which another thread pays
 # convolution whose layout is changed hands it on to randn_like). On the CPU the changed layout is slower, too.
 _SAME_DRAWS = {"fallback_random": True, "reorder_for_peak_memory": False, "layout_optimization": False}
 
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What is process-wide in Pyro and torch, and another while a pair runs."""
+
+    dtype: torch.dtype
+    rng: Tensor
+    plates: list[Any]
+    handlers: list[Any]
+    store: tuple[dict[str, Any], ...]
+    validation: tuple[bool, bool, bool]
+
+    @classmethod
+    def now(cls) -> _Surroundings:
+        store = pyro.get_param_store()
+        return cls(
+            torch.get_default_dtype(),
+            torch.get_rng_state(),
+            _DIM_ALLOCATOR._stack,
+            list(_PYRO_STACK),
+            tuple(dict(getattr(store, name)) for name in _STORE),
+            (
+                pyro.infer.util.is_validation_enabled(),
+                dist.is_validation_enabled(),
+                poutine.util.is_validation_enabled(),
+            ),
+        )
+
+    def restore(self) -> None:
+        torch.set_default_dtype(self.dtype)
+        torch.set_rng_state(self.rng)
+        _DIM_ALLOCATOR._stack = self.plates
+        _PYRO_STACK[:] = self.handlers
+        for name, value in zip(_STORE, self.store, strict=True):
+            setattr(pyro.get_param_store(), name, value)
+        infer, distributions, handlers = self.validation
+        pyro.infer.util.enable_validation(infer)
+        dist.enable_validation(distributions)
+        poutine.util.enable_validation(handlers)
+
+
+_STORE = ("_params", "_constraints", "_param_to_name")
+
+
+class _Lock:
+    """A reentrant lock on what is process-wide, free in a process that is forked while another thread holds it."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth, self._owner = threading.RLock(), 0, 0
+        self._outside: _Surroundings | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if not self._depth:
+            self._owner, self._outside = threading.get_ident(), _Surroundings.now()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+    def renew(self) -> None:
+        """Begin anew in a child: the thread that held the lock is not there to put anything back."""
+        if self._depth and self._owner == threading.get_ident():
+            return
+        self._lock = threading.RLock()
+        if self._depth and self._outside is not None:
+            self._outside.restore()
+        self._depth = 0
+
+
 # Pyro's handler stack, parameter store and validation switches are process-wide: whoever touches them holds this lock.
-LOCK = threading.RLock()
+LOCK = _Lock()
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=LOCK.renew)
 
 
 # ------------------------------------------------------------------------------------------- the outside world
