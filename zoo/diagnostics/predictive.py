@@ -321,8 +321,8 @@ def _compared(
             }
     if not p_values:
         raise NotApplicable("every observed value is masked")
-    together = np.max(list(far.values()), axis=0)
-    central = np.max([v for k, v in far.items() if not k.endswith(_EXTREMES)], axis=0)
+    together = np.stack(list(far.values())).max(0)
+    central = np.stack([v for k, v in far.items() if not k.endswith(_EXTREMES)]).max(0)
     worst = max(far, key=lambda k: far[k][0])
     joint, inner = (_upper(float(v[0]), v[1:]) for v in (together, central))
     return _Compared(p_values, inward, joint, inner, worst, data)

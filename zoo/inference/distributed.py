@@ -32,6 +32,13 @@ __all__ = ["Ranks", "check_pair", "join", "together"]
 _STEP, _ONCE = timedelta(seconds=45), timedelta(minutes=30)
 
 
+def _group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    """Return a group of all ranks, of which this one is a member."""
+    found = dist.new_group(backend=backend, timeout=timeout)
+    assert isinstance(found, dist.ProcessGroup)
+    return found
+
+
 class Ranks:
     """The processes of one fit: who this one is, and what they say to each other.
 
@@ -46,7 +53,7 @@ class Ranks:
         self._device = torch.device("cpu")
         self._gradients: dist.ProcessGroup | None = None
         with self._talking():
-            self._words = dist.new_group(backend="gloo", timeout=_ONCE)
+            self._words = _group("gloo", _ONCE)
 
     @property
     def first(self) -> bool:
@@ -78,7 +85,7 @@ class Ranks:
         try:
             with self._talking():
                 self._device = torch.device(device)
-                self._gradients = dist.new_group(backend="nccl" if cuda else "gloo", timeout=_STEP)
+                self._gradients = _group("nccl" if cuda else "gloo", _STEP)
             yield
         finally:
             if self._gradients is not None:

@@ -525,7 +525,7 @@ class _Recorded(NUTS):  # type: ignore[misc]
 
         def energy(values: dict[str, Tensor]) -> Tensor:
             self.evaluations += 1
-            result: Tensor = _Density.apply(values["flat"], potential)  # type: ignore[no-untyped-call]
+            result: Tensor = _Density.apply(values["flat"], potential)  # type: ignore[no-untyped-call, unused-ignore]
             return result
 
         super().__init__(potential_fn=energy, **settings)
