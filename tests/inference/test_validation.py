@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 
 import zoo
 from zoo.errors import DataError, PairError
+from zoo.inference.potential import Potential
 from zoo.inference.validation import check_trace
 from zoo.types import Pair
 
@@ -282,3 +283,28 @@ def test_other_rows_do_not_get_the_latents_of_the_fit() -> None:
     assert shared.predict({"x": torch.randn(7)}, n=5).samples["y"].shape == (5, 7)
     amortised = zoo.fit(Pair(schools, amortised_guide), batch, steps=2, compile=False)
     assert amortised.predict({"x": torch.randn(7)}, n=5).samples["y"].shape == (5, 7)
+
+
+def test_rows_that_a_mask_leaves_unobserved_are_sampled() -> None:
+    kept = torch.arange(10) < 7
+    y = torch.where(kept, torch.randn(10, generator=torch.Generator().manual_seed(0)), torch.zeros(10))
+
+    def model(batch: Any) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("datum", 10):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=batch["y"], obs_mask=batch["kept"])
+
+    flat = Potential(model, {"y": y, "kept": kept})
+    point = torch.linspace(-1, 1, flat.size, dtype=torch.float64)
+    mu, free = flat.constrain(point)["mu"], flat.constrain(point)["y_unobserved"]
+    own = dist.Normal(mu, 1.0)
+    due = (
+        dist.Normal(torch.zeros((), dtype=torch.float64), 2.0).log_prob(mu)
+        + own.log_prob(y[kept].double()).sum()
+        + own.log_prob(free).sum()
+    )
+    assert abs(float(flat.value_and_gradient(point)[0] - due)) < 1e-9
+    found = zoo.fit(Pair(model), {"y": y, "kept": kept}, engine="nuts", chains=2, draws=400, tune=300)
+    precision = 7 + 1 / 4
+    assert abs(float(found.chains["mu"].mean()) - float(y.sum()) / precision) < 0.1
+    assert abs(float(found.chains["mu"].std()) - precision**-0.5) < 0.06

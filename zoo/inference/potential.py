@@ -38,6 +38,7 @@ from zoo.types import Batch
 __all__ = ["Potential", "fold_constants"]
 
 _TRIES = 100  # as in Stan
+_UNOBSERVED = "_unobserved"  # the latent that pyro.sample(..., obs_mask=) makes, beside "_observed"
 
 
 class Potential:
@@ -353,9 +354,11 @@ class _Transformed(Messenger):  # type: ignore[misc]
         self.unconstrained = unconstrained
         self.values: dict[str, Tensor] = {}
         self.log_dets: dict[str, Tensor] = {}
+        self.seen: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        self.seen.add(name)
         if name not in self.unconstrained:
             return
         transform = biject_to(msg["fn"].support)
@@ -365,6 +368,10 @@ class _Transformed(Messenger):  # type: ignore[misc]
         self.log_dets[name] = transform.log_abs_det_jacobian(before, after).sum()
         msg["value"] = after
         msg["is_observed"] = True
+        if name.endswith(_UNOBSERVED) and name.removesuffix(_UNOBSERVED) + "_observed" in self.seen:
+            # Nothing depends on it where a row of obs_mask is observed. Masked there, its density would be flat, and
+            # no posterior; unmasked it integrates to one, whatever the other latents are.
+            msg["mask"] = None
 
 
 def _vectorized(site: Any) -> list[Any]:
