@@ -24,7 +24,7 @@ from zoo.references.models import MODELS
 from zoo.references.predators import predator_and_prey
 from zoo.references.priors import Flat, Within
 
-NAMES = references.names()
+NAMES = references.names(guides=False)
 Draw = dict[str, np.ndarray]
 
 
@@ -128,15 +128,81 @@ def nes(d: Any, p: Draw) -> float:
     return float(total)
 
 
+def _forward(theta: np.ndarray, emitted: np.ndarray) -> float:
+    gamma = emitted[0]
+    for row in emitted[1:]:
+        gamma = np.array([logsumexp(gamma + np.log(theta[:, k])) + row[k] for k in range(len(theta))])
+    return float(logsumexp(gamma))
+
+
+def _drive(d: Any, p: Draw, log_density: Callable[[Any, Any, Any], Any]) -> float:
+    theta = np.stack([p["theta1"], p["theta2"]])
+    emitted = [[log_density(u, p["phi"][k], "tau") + log_density(v, p["lambda"][k], "rho") for k in range(2)]
+               for u, v in zip(d["u"], d["v"], strict=True)]  # fmt: skip
+    prior = sum(stats.dirichlet.logpdf(theta[k], d["alpha"][k]) for k in range(2))
+    prior += normal(p["phi"], [0, 3], 1) + normal(p["lambda"], [0, 3], 1)
+    return float(prior) + _forward(theta, np.array(emitted))
+
+
+def gp_pois_regr(d: Any, p: Draw) -> float:
+    x = np.array(d["x"])
+    cov = p["alpha"] ** 2 * np.exp(-((x[:, None] - x) ** 2) / (2 * p["rho"] ** 2)) + 1e-10 * np.eye(len(x))
+    f = np.linalg.cholesky(cov) @ p["f_tilde"]
+    prior = stats.gamma.logpdf(p["rho"], 25, scale=1 / 4) + normal(p["alpha"], 0, 2) + normal(p["f_tilde"], 0, 1)
+    return float(prior + stats.poisson.logpmf(d["k"], np.exp(f)).sum())
+
+
+def accel_gp(d: Any, p: Draw) -> float:
+    def process(end: str) -> np.ndarray:
+        root, sd, length = np.array(d[f"slambda{end}"])[:, 0], p[f"sdgp{end}"], p[f"lscale{end}"]
+        spectrum = sd**2 * np.sqrt(2 * np.pi) * length * np.exp(-0.5 * length**2 * root**2)
+        return np.array(d[f"Xgp{end}"]) @ (np.sqrt(spectrum) * p[f"zgp{end}"])
+
+    total = stats.t.logpdf(p["Intercept"], 3, -13, 36) + stats.t.logpdf(p["Intercept_sigma"], 3, 0, 10)
+    for end in ("_1", "_sigma_1"):
+        total += stats.t.logpdf(p[f"sdgp{end}"], 3, 0, 36) + normal(p[f"zgp{end}"], 0, 1)
+        total += stats.invgamma.logpdf(p[f"lscale{end}"], 1.124909, scale=0.0177)
+    scale = np.exp(p["Intercept_sigma"] + process("_sigma_1"))
+    return float(total) + normal(d["Y"], p["Intercept"] + process("_1"), scale)
+
+
+def arma11(d: Any, p: Draw) -> float:
+    y, errors = d["y"], [d["y"][0] - p["mu"] - p["phi"] * p["mu"]]
+    for t in range(1, d["T"]):
+        errors.append(y[t] - p["mu"] - p["phi"] * y[t - 1] - p["theta"] * errors[-1])
+    prior = normal(p["mu"], 0, 10) + normal([p["phi"], p["theta"]], 0, 2) + stats.cauchy.logpdf(p["sigma"], 0, 2.5)
+    return float(prior) + normal(errors, 0, p["sigma"])
+
+
+def diamonds(d: Any, p: Draw) -> float:
+    x = np.array(d["X"])[:, 1:]
+    prior = normal(p["b"], 0, 1) + stats.t.logpdf(p["Intercept"], 3, 8, 10) + stats.t.logpdf(p["sigma"], 3, 0, 10)
+    return float(prior) + normal(d["Y"], p["Intercept"] + (x - x.mean(0)) @ p["b"], p["sigma"])
+
+
+def kidscore_interaction_c(d: Any, p: Draw) -> float:
+    h, q, b = np.array(d["mom_hs"]), np.array(d["mom_iq"]), p["beta"]
+    h, q = h - h.mean(), q - q.mean()
+    return normal(d["kid_score"], b[0] + b[1] * h + b[2] * q + b[3] * h * q, p["sigma"])
+
+
 STAN: dict[str, Callable[[Any, Draw], float]] = {
+    "accel_gp": accel_gp,
     "arK": arK,
+    "arma11": arma11,
     "blr": blr,
+    "diamonds": diamonds,
+    "earn_height": lambda d, p: normal(d["earn"], p["beta"][0] + p["beta"][1] * np.array(d["height"]), p["sigma"]),
     "eight_schools_noncentered": eight_schools_noncentered,
     # The model draws beta1 / (1 - alpha1), whose density has this factor.
     "garch11": lambda d, p: garch11(d, p) + float(np.log(1 - p["alpha1"])),
+    "gp_pois_regr": lambda d, p: gp_pois_regr(d, LATENTS["gp_pois_regr"](p)),
     "gp_regr": gp_regr,
+    "hmm_drive_0": lambda d, p: _drive(d, p, lambda x, rate, _: stats.expon.logpdf(x, scale=1 / rate)),
+    "hmm_drive_1": lambda d, p: _drive(d, p, lambda x, loc, scale: stats.norm.logpdf(x, loc, d[scale])),
     "hmm_example": hmm_example,
     "kidscore_interaction": lambda d, p: _kidscore(d, p, interaction=True),
+    "kidscore_interaction_c": kidscore_interaction_c,
     "kidscore_momhsiq": lambda d, p: _kidscore(d, p, interaction=False),
     "kilpisjarvi": kilpisjarvi,
     "logearn_interaction": logearn_interaction,
@@ -146,9 +212,16 @@ STAN: dict[str, Callable[[Any, Draw], float]] = {
     "nes": nes,
 }
 LATENTS: dict[str, Callable[[Draw], Draw]] = {
+    "gp_pois_regr": lambda p: {**p, "f_tilde": _whitened(p)},
     "eight_schools_noncentered": lambda p: {**p, "theta_trans": (p["theta"] - p["mu"]) / p["tau"]},
     "garch11": lambda p: {**p, "share": p["beta1"] / (1 - p["alpha1"])},
 }
+
+
+def _whitened(p: Draw) -> np.ndarray:
+    x = np.arange(-10.0, 11.0, 2.0)
+    cov = p["alpha"] ** 2 * np.exp(-((x[:, None] - x) ** 2) / (2 * p["rho"] ** 2)) + 1e-10 * np.eye(len(x))
+    return np.linalg.solve(np.linalg.cholesky(cov), p["f"])
 
 
 def exact(theta: np.ndarray, z: np.ndarray, years: int) -> np.ndarray:
@@ -163,17 +236,26 @@ def exact(theta: np.ndarray, z: np.ndarray, years: int) -> np.ndarray:
 
 def near(reference: references.Reference, rng: np.random.Generator) -> Draw:
     """Return a point in the region of the posterior, within every constraint of the program."""
+    # Errors of 67 numbers that depend on each other are far out, where a log density of millions loses its last digits.
+    width = 0.3 if reference.name.startswith("mcycle") else 1.5
     while True:
         point: Draw = {}
         for name, size in reference.dimensions.items():
             keys = [name] if size == 1 else [f"{name}[{i + 1}]" for i in range(size)]
             moments = [reference.moments[k] for k in keys]
-            values = np.array([m.mean + 1.5 * m.sd * rng.standard_normal() for m in moments])
+            values = np.array([m.mean + width * m.sd * rng.standard_normal() for m in moments])
             point[name] = values[0] if size == 1 else values
         for name in ("theta1", "theta2"):
             if name in point:
                 point[name][1] = 1 - point[name][0]
-        positive = [v for k, v in point.items() if k in ("sigma", "tau", "alpha0", "rho", "theta1", "theta2", "z_init")]
+        if reference.name.startswith("bball"):
+            point["phi"], point["lambda"] = np.sort(point["phi"]), np.sort(point["lambda"])
+        names = ("sdgp_1", "lscale_1", "sdgp_sigma_1", "lscale_sigma_1")
+        names += ("phi", "lambda") if reference.name.endswith("hmm_drive_0") else ()
+        positive = [point[k] for k in names if k in point]
+        positive += [
+            v for k, v in point.items() if k in ("sigma", "tau", "alpha0", "rho", "theta1", "theta2", "z_init")
+        ]
         if reference.name.startswith("garch"):
             positive += [point["alpha1"], point["beta1"], 1 - point["alpha1"] - point["beta1"]]
         elif reference.name.startswith(("gp_", "hudson", "low_dim")):
@@ -196,7 +278,7 @@ def gaps(reference: references.Reference, count: int = 6) -> np.ndarray:
         for name, size in reference.dimensions.items():
             for i in range(size):
                 got = elements[name if size == 1 else f"{name}[{i + 1}]"]
-                np.testing.assert_allclose(got, np.atleast_1d(point[name])[i], rtol=1e-9)
+                np.testing.assert_allclose(got, np.atleast_1d(point[name])[i], rtol=1e-7)
     return np.array(found)
 
 
@@ -206,16 +288,19 @@ def _double() -> None:
 
 
 def test_every_posterior_has_a_model_and_a_density() -> None:
-    assert len(NAMES) == 14
+    assert len(NAMES) == 24
     assert {n.partition("-")[2] for n in NAMES} == set(MODELS) == set(STAN)
-    assert sum(2 * len(references.read(n).moments) for n in NAMES) == 168
+    assert len(references.names()) == 14
+    assert sum(2 * len(references.read(n).moments) for n in references.names()) == 168
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_density_is_that_of_the_stan_program_up_to_a_constant(name: str) -> None:
     found = gaps(references.load(name))
-    # The equation of predator and prey is solved with an error of some 1e-5.
-    assert np.ptp(found) < (5e-3 if name.endswith("lotka_volterra") else 1e-8 * np.abs(found).max() + 1e-8)
+    # The equation of predator and prey is solved with an error of some 1e-5; the values of a smooth process determine
+    # the independent numbers behind them up to rounding, enlarged 1e5 times.
+    rough = {"hudson_lynx_hare-lotka_volterra": 5e-3, "gp_pois_regr-gp_pois_regr": 1e-5}
+    assert np.ptp(found) < rough.get(name, 1e-8 * np.abs(found).max() + 1e-8)
 
 
 def test_a_normalised_support_that_moves_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Posteriors whose moments are known: fourteen of posteriordb, written as Pyro models, and the command that runs them.
+"""Posteriors whose moments are known: two dozen of posteriordb, written as Pyro models, and the command that runs them.
 
 Listing (:func:`names`) imports neither torch nor Pyro.
 """

@@ -1,4 +1,4 @@
-r"""Fourteen models of posteriordb in Pyro, each the density of its Stan program up to a constant.
+r"""Models of posteriordb in Pyro, each the density of its Stan program up to a constant.
 
 A function takes the data that the Stan program declares, prepares them as its block ``transformed data`` does, and
 returns the model, the batch, and the map from latents to the parameters that the reference draws are of. Names of
@@ -23,40 +23,13 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from zoo.references.built import Built, Data, vector
+from zoo.references.built import Built, Data, recurrence, regression, vector
+from zoo.references.harder import HARDER
 from zoo.references.predators import lotka_volterra
 from zoo.references.priors import Flat, Within
 from zoo.types import Batch
 
 __all__ = ["MODELS"]
-
-
-def _regression(
-    y: Tensor, columns: list[Tensor], prior: Callable[[], Any], noise: Callable[[], Any], *, intercept: bool = True
-) -> Built:
-    r"""Return linear regression, :math:`y_i \sim \mathrm{N}(x_i^\top \beta, \sigma)`.
-
-    Args:
-        y: Responses, ``(row,)``.
-        columns: Columns of the design, ``(row,)`` each.
-        prior: Prior of every coefficient.
-        noise: Prior of :math:`\sigma`.
-        intercept: Whether the first column is one.
-
-    Returns:
-        The model on these data.
-    """
-    x = torch.stack([torch.ones_like(y), *columns] if intercept else columns, -1)
-    num_data, width = x.shape
-
-    def model(batch: Batch) -> None:
-        with pyro.plate("coefficient", width):
-            beta = pyro.sample("beta", prior())
-        sigma = pyro.sample("sigma", noise())
-        with pyro.plate("datum", num_data, subsample=batch["index"]):
-            pyro.sample("y", dist.Normal(batch["x"] @ beta, sigma), obs=batch.get("y"))
-
-    return Built(model, {"x": x, "y": y, "index": torch.arange(num_data)})
 
 
 def _positive() -> Any:
@@ -77,7 +50,7 @@ def blr(data: Data) -> Built:
         The model on these data.
     """
     columns = list(vector(data["X"]).unbind(-1))
-    return _regression(
+    return regression(
         vector(data["y"]), columns, lambda: dist.Normal(0.0, 10.0), lambda: dist.HalfNormal(10.0), intercept=False
     )
 
@@ -96,7 +69,7 @@ def kidscore_interaction(data: Data) -> Built:
     """
     school, score = vector(data["mom_hs"]), vector(data["mom_iq"])
     columns = [school, score, school * score]
-    return _regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
+    return regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
 
 
 def kidscore_momhsiq(data: Data) -> Built:
@@ -112,7 +85,7 @@ def kidscore_momhsiq(data: Data) -> Built:
         The model on these data.
     """
     columns = [vector(data["mom_hs"]), vector(data["mom_iq"])]
-    return _regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
+    return regression(vector(data["kid_score"]), columns, Flat, lambda: dist.HalfCauchy(2.5))
 
 
 def logearn_interaction(data: Data) -> Built:
@@ -128,7 +101,7 @@ def logearn_interaction(data: Data) -> Built:
         The model on these data.
     """
     height, male = vector(data["height"]), vector(data["male"])
-    return _regression(vector(data["earn"]).log(), [height, male, height * male], Flat, _positive)
+    return regression(vector(data["earn"]).log(), [height, male, height * male], Flat, _positive)
 
 
 def logmesquite_logvas(data: Data) -> Built:
@@ -155,7 +128,7 @@ def logmesquite_logvas(data: Data) -> Built:
         vector(data["density"]).log(),
         vector(data["group"]),
     ]
-    return _regression(vector(data["weight"]).log(), columns, Flat, _positive)
+    return regression(vector(data["weight"]).log(), columns, Flat, _positive)
 
 
 def nes(data: Data) -> Built:
@@ -175,7 +148,7 @@ def nes(data: Data) -> Built:
     columns = [vector(data[name]) for name in ("real_ideo", "race_adj")]
     columns += [(age == k).to(age.dtype) for k in (2, 3, 4)]
     columns += [vector(data[name]) for name in ("educ1", "gender", "income")]
-    return _regression(vector(data["partyid7"]), columns, Flat, _positive)
+    return regression(vector(data["partyid7"]), columns, Flat, _positive)
 
 
 def kilpisjarvi(data: Data) -> Built:
@@ -317,7 +290,7 @@ def garch11(data: Data) -> Built:
         beta1 = pyro.deterministic("beta1", (1 - alpha1) * share)
         past = batch["y"]  # which the variance depends on, also when the last value is to be predicted
         added = alpha0 + alpha1 * (past[:-1] - mu) ** 2
-        variance = _recurrence(torch.cat([torch.full_like(added[:1], first), added]), beta1)
+        variance = recurrence(torch.cat([torch.full_like(added[:1], first), added]), beta1)
         with pyro.plate("time", len(past)):
             pyro.sample("y", dist.Normal(mu, variance.sqrt()), obs=batch.get("y"))
 
@@ -326,23 +299,6 @@ def garch11(data: Data) -> Built:
         return kept | {"beta1": (1 - draws["alpha1"]) * draws["share"]}
 
     return Built(model, {"y": y}, parameters)
-
-
-def _recurrence(added: Tensor, factor: Tensor) -> Tensor:
-    r"""Return :math:`x_t = a_t + b x_{t-1}`, in as many steps as the length has binary digits.
-
-    Args:
-        added: :math:`a`, ``(time,)``, the first of them being :math:`x_1`.
-        factor: :math:`b`.
-
-    Returns:
-        :math:`x`, ``(time,)``.
-    """
-    x, lag, power = added, 1, factor
-    while lag < len(x):
-        x = x + power * torch.cat([torch.zeros_like(x[:lag]), x[:-lag]])
-        lag, power = 2 * lag, power * power
-    return x
 
 
 def hmm_example(data: Data) -> Built:
@@ -427,5 +383,5 @@ MODELS: Mapping[str, Callable[[Data], Built]] = {
         low_dim_gauss_mix,
         nes,
     )
-}
+} | dict(HARDER)
 """Name of the Stan program -> its model."""
