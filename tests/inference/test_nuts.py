@@ -453,8 +453,8 @@ def test_unknown_names():
 def test_dead_worker_is_reported_with_its_complaint(monkeypatch):
     hand_over = nuts._hand_over
 
-    def spoil(potential, folder, job):
-        command = hand_over(potential, folder, job)
+    def spoil(potential, folder):
+        command = hand_over(potential, folder)
         (folder / "graph.pt").write_bytes(b"not a graph")
         return command
 
@@ -466,8 +466,8 @@ def test_dead_worker_is_reported_with_its_complaint(monkeypatch):
 def test_killed_worker_is_reported(monkeypatch):
     give = nuts._Worker.give
 
-    def give_and_kill(self, chain):
-        give(self, chain)
+    def give_and_kill(self, chain, *order):
+        give(self, chain, *order)
         if chain == 1:
             self.process.kill()
 
@@ -479,7 +479,7 @@ def test_killed_worker_is_reported(monkeypatch):
 def test_workers_die_with_their_parent(tmp_path):
     potential = Potential(simple, {})
     options = worker.Options(warmup=10_000_000, draws=1, seed=0, target_accept=0.8, max_treedepth=10, low_rank=False)
-    command = nuts._hand_over(potential, tmp_path, {"options": worker.asdict(options)})
+    command = nuts._hand_over(potential, tmp_path)
     np.save(tmp_path / "initial-0.npy", potential.initial(0, 0))
     child = subprocess.Popen(
         command,
@@ -490,7 +490,8 @@ def test_workers_die_with_their_parent(tmp_path):
     )
     assert child.stdin is not None
     assert child.stdout is not None
-    child.stdin.write(b"0\n")
+    order = {"chain": 0, "options": worker.asdict(options), "initial": "initial-0.npy"}
+    child.stdin.write(json.dumps(order).encode() + b"\n")
     child.stdin.flush()
     assert b"progress" in child.stdout.readline()
     child.stdin.close()

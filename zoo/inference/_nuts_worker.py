@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ STATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settings of one run, the same for every chain.
+    """Settings of one chain.
 
     Args:
         warmup: Iterations of adaptation, not kept.
@@ -63,6 +64,8 @@ class Options:
         target_accept: Acceptance rate that the step size is adapted to.
         max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
         low_rank: Adapt a low-rank plus diagonal metric in place of a diagonal one.
+        restart: How often the chain was begun elsewhere; each start has its own point and random numbers.
+        fragile: Whether a divergence after the warm-up ends the chain.
     """
 
     warmup: int
@@ -71,6 +74,13 @@ class Options:
     target_accept: float
     max_treedepth: int
     low_rank: bool
+    restart: int = 0
+    fragile: bool = False
+
+    @property
+    def total(self) -> int:
+        """Iterations in all."""
+        return self.warmup + self.draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +104,19 @@ class Chain:
     leapfrogs: int
 
 
-def chain_seed(seed: int, chain: int) -> int:
+def chain_seed(seed: int, chain: int, restart: int = 0) -> int:
     """Return the seed of one chain, which depends on nothing else.
 
     Args:
         seed: Seed of the run.
         chain: Number of the chain.
+        restart: How often it was begun elsewhere.
 
     Returns:
         An integer of 63 bits.
     """
-    return int(np.random.SeedSequence([seed, chain]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    words = [seed, chain, 2, restart] if restart else [seed, chain]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 # ------------------------------------------------------------------------------------------- models of nutpie
@@ -234,13 +246,13 @@ class Running:
 
     Args:
         chain: Number of the chain.
-        total: Iterations in all.
+        options: Its settings.
         sampler: nutpie's, in the background.
         latest: How far it is.
     """
 
     chain: int
-    total: int
+    options: Options
     sampler: Any = None
     latest: _nutpie.Progress | None = None
 
@@ -258,8 +270,21 @@ class Running:
         Returns:
             The latest state that nutpie reported.
         """
-        state = self.latest or _nutpie.Progress(0, self.total, 0, 0.0, 0)
+        state = self.latest or _nutpie.Progress(0, self.options.total, 0, 0.0, 0)
         return Chain(chain=self.chain, **state._asdict())
+
+    def broken(self) -> bool:
+        """End a fragile chain that diverged.
+
+        Returns:
+            Whether it did.
+        """
+        # nutpie counts from the end of the warm-up on.
+        if not (self.options.fragile and self.latest is not None and self.latest.divergences):
+            return False
+        with suppress(RuntimeError):  # it failed as well
+            self.sampler.cancel()
+        return True
 
 
 def start(potential: Compiled | Python, chain: int, initial: Any, options: Options) -> Running:
@@ -274,13 +299,13 @@ def start(potential: Compiled | Python, chain: int, initial: Any, options: Optio
     Returns:
         The chain under way.
     """
-    running = Running(chain, options.warmup + options.draws)
+    running = Running(chain, options)
     running.sampler = _nutpie.sample(
         potential.model(np.ascontiguousarray(initial, dtype=np.float64)),
         running.keep,
         draws=options.draws,
         tune=options.warmup,
-        seed=chain_seed(options.seed, chain),
+        seed=chain_seed(options.seed, chain, options.restart),
         low_rank=options.low_rank,
         target_accept=options.target_accept,
         maxdepth=options.max_treedepth,
@@ -329,44 +354,47 @@ def result(running: Running) -> dict[str, Any]:
 def main(folder: Path) -> int:
     """Sample the chains named on standard input; the work lies in ``folder``, and the draws are left there.
 
+    A line names a chain, its settings and the file of its starting point, as JSON.
+
     Args:
-        folder: Holds ``graph.pt`` and ``options.json``, written by the parent, and ``initial-K.npy`` for chain ``K``.
+        folder: Holds ``graph.pt`` and ``job.json``, written by the parent.
 
     Returns:
         Exit status.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
-    job = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     # Written a moment ago by the parent, into a folder that only this user can write to.
     stored = torch.load(folder / "graph.pt", weights_only=False)
     graph, constants, dtype = stored["graph"], stored["constants"], stored["dtype"]
     potential = Python(function=lambda flat: graph(flat, *constants), size=job["size"], dtype=dtype)
-    options = Options(**job["options"])
-    chains: queue.Queue[int | None] = queue.Queue()
+    orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
     busy = threading.Event()
 
     def listen() -> None:
         for line in sys.stdin:
-            chains.put(int(line))
-        chains.put(None)
+            orders.put(json.loads(line))
+        orders.put(None)
         if busy.is_set():  # the parent is gone
             os._exit(3)
 
     threading.Thread(target=listen, daemon=True).start()
-    while (chain := chains.get()) is not None:
+    while (order := orders.get()) is not None:
         busy.set()
-        running = start(potential, chain, np.load(folder / f"initial-{chain}.npy"), options)
-        said = None
-        while not finished(running):
+        chain, options = int(order["chain"]), Options(**order["options"])
+        running = start(potential, chain, np.load(folder / order["initial"]), options)
+        said, broken = None, False
+        while not (broken or finished(running)):
             if (report := running.report()) != said:
                 said = report
                 print(json.dumps({"progress": asdict(report)}), flush=True)
+            broken = running.broken()
             time.sleep(0.005)
-        arrays = result(running)
-        np.savez(folder / f"chain-{chain}.npz", **arrays)
+        if not broken:
+            np.savez(folder / f"chain-{chain}.npz", **result(running))
         busy.clear()
-        print(json.dumps({"done": chain}), flush=True)
+        print(json.dumps({"broken" if broken else "done": chain}), flush=True)
     return 0
 
 

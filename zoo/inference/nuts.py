@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +44,14 @@ from zoo.inference.checkpoint import Chains
 from zoo.inference.library import build, child_environment
 from zoo.inference.potential import Potential
 from zoo.inference.program import no_compiler, pyro_world, seeded, stream
+from zoo.inference.tries import ACCEPT, RESTARTS, History, away, ridge
 from zoo.types import Batch
 
 __all__ = ["Chain", "Progress", "Samples", "rich_progress", "sample"]
 
 Progress = Callable[[Sequence[Chain]], None]
 Arrays = dict[str, Any]
+_ABOUT = "about"  # of a stored chain: what was drawn before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +78,9 @@ def sample(
     warmup: int = 1000,
     draws: int = 1000,
     seed: int = 0,
-    target_accept: float = 0.8,
+    target_accept: float | None = None,
     max_treedepth: int = 10,
-    low_rank_mass_matrix: bool = False,
+    low_rank_mass_matrix: bool | None = None,
     dtype: Literal["float32", "float64"] = "float64",
     workers: int | None = None,
     compile: bool = True,
@@ -86,10 +88,13 @@ def sample(
     sampler: Literal["nutpie", "pyro"] = "nutpie",
     store: Chains | None = None,
     resume: bool = False,
+    retry: bool = True,
 ) -> Samples:
     """Draw from a model's posterior with the No-U-Turn sampler; discrete latents of finite support are summed out.
 
-    The draws of chain ``k`` depend on ``seed`` and ``k`` alone, not on the number of chains or workers.
+    The draws of chain ``k`` depend on ``seed`` and ``k`` alone, not on the number of chains or workers; unless it is
+    drawn again because it lies away from the others, or all are because they move slowly (see
+    :mod:`zoo.inference.tries`). What was drawn again and why stands in ``info["tries"]``.
 
     Args:
         model: Pyro model of one batch.
@@ -98,9 +103,11 @@ def sample(
         warmup: Iterations of adaptation per chain, not kept.
         draws: Kept iterations per chain.
         seed: Seed, 0 or above.
-        target_accept: Acceptance rate that the step size is adapted to; raise it against divergences.
+        target_accept: Acceptance rate that the step size is adapted to; raise it against divergences. ``None``: 0.9,
+            and a chain that diverges is drawn again at 0.97 and then at 0.995.
         max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
-        low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only.
+        low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only. ``None``:
+            a diagonal one, and if the chains move slowly along a ridge, all are drawn again with the other.
         dtype: Type of the evaluation and of the draws.
         workers: Chains at a time; ``None``: as many as there are cores, at most ``chains``.
         compile: Whether to compile the log density.
@@ -108,6 +115,7 @@ def sample(
         sampler: ``nutpie``, or ``pyro`` for :class:`pyro.infer.NUTS` (slow, in this process).
         store: Where finished chains are kept.
         resume: Whether to take chains that are kept there as they are.
+        retry: Whether a chain may be drawn again at all.
 
     Returns:
         The draws.
@@ -122,8 +130,8 @@ def sample(
     for name, value, least in (("chains", chains, 1), ("draws", draws, 1), ("warmup", warmup, 0), ("seed", seed, 0)):
         if value < least:
             raise EngineError(f"{name} is {value}; it must be at least {least}")
-    if not 0.0 < target_accept < 1.0:
-        raise EngineError(f"target_accept is {target_accept}; it must lie between 0 and 1 (0.8 is usual)")
+    if target_accept is not None and not 0.0 < target_accept < 1.0:
+        raise EngineError(f"target_accept is {target_accept}; it must lie between 0 and 1 (0.9 is usual)")
     if not 1 <= max_treedepth <= 20:
         raise EngineError(f"max_treedepth is {max_treedepth}; it must lie between 1 and 20 (10 is usual)")
     if sampler not in ("nutpie", "pyro"):
@@ -139,39 +147,47 @@ def sample(
     begin = time.perf_counter()
     potential = Potential(model, batch, seed=seed, dtype=getattr(torch, dtype))
     _refuse_too_many(chains, draws, potential.size)
-    initial = [potential.initial(seed, k) for k in range(chains)]
+    first = potential.initial(seed, 0)
     traced = time.perf_counter()
     at_once = min(chains, _cores() if workers is None else max(1, workers))
-    options = Options(
-        warmup=warmup,
-        draws=draws,
-        seed=seed,
-        target_accept=target_accept,
-        max_treedepth=max_treedepth,
-        low_rank=low_rank_mass_matrix,
+    plan = _Plan(
+        options=Options(
+            warmup=warmup,
+            draws=draws,
+            seed=seed,
+            target_accept=ACCEPT[0] if target_accept is None else target_accept,
+            max_treedepth=max_treedepth,
+            low_rank=bool(low_rank_mass_matrix),
+        ),
+        accept=ACCEPT if target_accept is None and retry else (target_accept or ACCEPT[0],),
+        retry=retry,
+        turn=retry and low_rank_mass_matrix is None and sampler == "nutpie",
     )
     with _display(progress) as report:
         library = None
         if sampler == "pyro":
             engine, reason, compiled, at_once = "python", "Pyro's NUTS runs eagerly", traced, 1
         else:
-            library, reason = _library(potential, initial[0], compile)
+            library, reason = _library(potential, first, compile)
             compiled = time.perf_counter()
             engine = "library" if library is not None else "processes"
             if library is None and (at_once == 1 or potential.graph is None):
                 engine, at_once = "python", 1
-        kept: dict[int, Arrays] = {}
         if store is not None:
             store.surroundings["mode"] = "compiled" if library is not None else "eager"
-            if resume:
-                kept = {k: arrays for k, arrays in store.load().items() if k < chains}
-        board = _Board(chains, options, report, store, kept)
-        if sampler == "pyro":
-            _with_pyro(potential, initial, options, board)
-        elif engine == "processes":
-            _in_processes(potential, initial, options, at_once, board)
-        else:
-            _in_threads(library or _eager(potential), initial, options, at_once, board)
+        board = _Board(chains, plan, report, store, potential.initial)
+        if store is not None and resume:
+            board.take(store.load())
+        kept = sum(int(a["evaluations"]) for a in board.found.values())
+        while True:
+            if sampler == "pyro":
+                _with_pyro(potential, board)
+            elif engine == "processes":
+                _in_processes(potential, at_once, board)
+            else:
+                _in_threads(library or _eager(potential), at_once, board)
+            if not board.again():
+                break
     found = [board.found[k] for k in range(chains)]
     sampled = time.perf_counter()
     flat = torch.from_numpy(np.stack([a["flat"] for a in found])).to(potential.dtype)
@@ -179,7 +195,6 @@ def sample(
     for name in ("tree_depth", "n_steps"):
         stats[name] = stats[name].to(torch.int64)
     evaluations = sum(int(a["evaluations"]) for a in found)
-    fresh = sum(int(a["evaluations"]) for k, a in enumerate(found) if k not in kept)
     info = {
         "sampler": sampler,
         "engine": engine,
@@ -189,9 +204,10 @@ def sample(
         "chains": chains,
         "warmup": warmup,
         "draws": draws,
-        "target_accept": target_accept,
+        "target_accept": max(board.options(k).target_accept for k in range(chains)),
         "max_treedepth": max_treedepth,
-        "metric": "low rank" if low_rank_mass_matrix else "diagonal",
+        "metric": "low rank" if plan.options.low_rank else "diagonal",
+        "tries": board.history.all(),
         "dtype": dtype,
         "workers": at_once,
         "dimensions": potential.size,
@@ -204,7 +220,7 @@ def sample(
             "compile": compiled - traced,
             "sample": sampled - compiled,
         },
-        "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, fresh),
+        "microseconds_per_evaluation": 1e6 * (sampled - compiled) * at_once / max(1, evaluations - kept),
         "versions": {p: importlib.metadata.version(p) for p in ("nutpie", "pyro-ppl", "torch")},
     }
     return Samples(chains=potential.constrain(flat), stats=stats, info=info)
@@ -268,39 +284,128 @@ def _display(progress: Progress | bool | None) -> Iterator[Progress]:
         yield lambda _chains: None
 
 
+@dataclass(kw_only=True)
+class _Plan:
+    """How chains are drawn, and what may be changed when they are drawn again.
+
+    Args:
+        options: Settings of a chain that is drawn for the first time.
+        accept: Acceptance rates to go through.
+        retry: Whether a chain may be begun elsewhere.
+        turn: Whether all may be drawn again with another metric.
+    """
+
+    options: Options
+    accept: Sequence[float]
+    retry: bool
+    turn: bool
+
+
 class _Board:
-    """The latest state of every chain, told to the caller when it changed, and the chains that have ended."""
+    """The latest state of every chain, told to the caller when it changed, and the chains that have ended.
+
+    Args:
+        chains: How many.
+        plan: How they are drawn.
+        tell: Told their states.
+        store: Where chains are kept that are not drawn again.
+        initial: Seed, chain and restart -> starting point.
+    """
 
     def __init__(
-        self, chains: int, options: Options, tell: Progress, store: Chains | None, kept: dict[int, Arrays]
+        self, chains: int, plan: _Plan, tell: Progress, store: Chains | None, initial: Callable[[int, int, int], Any]
     ) -> None:
-        total = options.warmup + options.draws
-        self.states = [
-            Chain(chain=k, draws=0, total=total, divergences=0, step_size=0.0, leapfrogs=0) for k in range(chains)
-        ]
-        self.tell = tell
+        self.plan, self.tell, self.store, self._initial = plan, tell, store, initial
+        self.history = History()
+        self.states = [self._new(k, plan.options.total) for k in range(chains)]
         self.told: list[Chain] = []
         self.when = 0.0
-        self.found = dict(kept)
-        for chain, arrays in kept.items():
-            self._ended(chain, arrays)
-        self.store = store
+        self.found: dict[int, Arrays] = {}
 
     @property
     def waiting(self) -> list[int]:
         return [k for k in range(len(self.states)) if k not in self.found]
 
+    def options(self, chain: int) -> Options:
+        """Return a chain's settings, which follow from what was written down about it."""
+        rung, plan = self.history.rung(chain), self.plan
+        last = len(plan.accept) - 1
+        warmup = plan.options.warmup * (2 if rung and rung == last else 1)  # so small steps take long to tune
+        restart = self.history.restarts(chain)
+        return replace(
+            plan.options, target_accept=plan.accept[rung], warmup=warmup, restart=restart, fragile=rung < last
+        )
+
+    def initial(self, chain: int) -> Any:
+        """Return a chain's starting point."""
+        options = self.options(chain)
+        return self._initial(options.seed, chain, options.restart)
+
     def put(self, state: Chain) -> None:
         self.states[state.chain] = state
 
+    def broken(self, chain: int) -> None:
+        """Have a chain that diverged drawn again with smaller steps."""
+        accept = self.plan.accept[self.history.rung(chain) + 1]
+        self.history.add(chain, {"cause": "divergences", "target_accept": accept})
+        self.put(self._new(chain, self.options(chain).total))
+
     def end(self, chain: int, arrays: Arrays) -> None:
+        """Take a chain's draws, or have it drawn again."""
+        if self.options(chain).fragile and arrays["diverging"].any():
+            self.broken(chain)
+            return
         self.found[chain] = arrays
         if self.store is not None:
-            self.store.save(chain, arrays)
+            about = {"past": self.history.past, "own": self.history.own.get(chain, [])}
+            self.store.save(chain, {**arrays, _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)})
         self._ended(chain, arrays)
 
+    def take(self, stored: dict[int, Arrays]) -> None:
+        """Go on from stored chains; those from before all were drawn again are of no use."""
+        none = np.frombuffer(b'{"past": [], "own": []}', np.uint8)
+        about = {k: json.loads(bytes(a.pop(_ABOUT, none))) for k, a in stored.items()}
+        past = max((a["past"] for a in about.values()), key=len, default=[])
+        self.history.past = past
+        if any(why["cause"] == "ridge" for why in past):
+            self._turn()
+        for chain, arrays in stored.items():
+            if chain < len(self.states) and about[chain]["past"] == past:
+                self.history.own[chain] = about[chain]["own"]
+                self.found[chain] = arrays
+                self._ended(chain, arrays)
+
+    def again(self) -> bool:
+        """Have chains drawn again that the chains together show to be wrong; say whether any is."""
+        plan, found = self.plan, [self.found[k] for k in range(len(self.states))]
+        if plan.retry and (far := away(found)) is not None:
+            # One at a time, so that an interrupted run comes to the same decisions.
+            chain, why = far
+            if self.options(chain).restart < RESTARTS:
+                self.history.add(chain, why)
+                self._drop(chain)
+                return True
+        if plan.turn and (why_all := ridge(found)) is not None:
+            self.history.turn(why_all)
+            self._turn()
+            for chain in range(len(self.states)):
+                self._drop(chain)
+            return True
+        return False
+
+    def _turn(self) -> None:
+        self.plan.options, self.plan.turn = replace(self.plan.options, low_rank=True), False
+
+    def _drop(self, chain: int) -> None:
+        del self.found[chain]
+        self.put(self._new(chain, self.options(chain).total))
+
+    @staticmethod
+    def _new(chain: int, total: int) -> Chain:
+        return Chain(chain=chain, draws=0, total=total, divergences=0, step_size=0.0, leapfrogs=0)
+
     def _ended(self, chain: int, arrays: Arrays) -> None:
-        total = self.states[chain].total
+        total = self.options(chain).total
         self.put(
             Chain(
                 chain=chain,
@@ -364,20 +469,19 @@ def _eager(potential: Potential) -> Python:
     return Python(function=potential.value_and_gradient, size=potential.size, dtype=potential.dtype)
 
 
-def _hand_over(potential: Potential, folder: Path, job: dict[str, Any]) -> list[str]:
+def _hand_over(potential: Potential, folder: Path) -> list[str]:
     """Write what a worker needs into a folder.
 
     Args:
         potential: What it evaluates.
         folder: Where to.
-        job: What it does.
 
     Returns:
         Its command line.
     """
     stored = {"graph": potential.graph, "constants": potential.constants, "dtype": potential.dtype}
     torch.save(stored, folder / "graph.pt")
-    (folder / "options.json").write_text(json.dumps({"size": potential.size, **job}), encoding="utf-8")
+    (folder / "job.json").write_text(json.dumps({"size": potential.size}), encoding="utf-8")
     return [sys.executable, "-m", "zoo.inference._nuts_worker", str(folder)]
 
 
@@ -390,30 +494,30 @@ def _tail(text: str, lines: int = 5) -> str:
 
 
 # --------------------------------------------------------------------------------------------- threads of nutpie
-def _in_threads(
-    potential: Compiled | Python, initial: Sequence[Any], options: Options, at_once: int, board: _Board
-) -> None:
-    waiting, running = board.waiting, list[worker.Running]()
+def _in_threads(potential: Compiled | Python, at_once: int, board: _Board) -> None:
+    running: dict[int, worker.Running] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                chain = waiting.pop(0)
-                running.append(worker.start(potential, chain, initial[chain], options))
-            for one in list(running):
+        while board.waiting:
+            for chain in [k for k in board.waiting if k not in running][: at_once - len(running)]:
+                running[chain] = worker.start(potential, chain, board.initial(chain), board.options(chain))
+            for chain, one in list(running.items()):
                 try:
                     arrays = worker.result(one) if worker.finished(one) else None
                 except RuntimeError as error:
-                    raise EngineError(f"chain {one.chain} failed: {_first(error)}") from error
+                    raise EngineError(f"chain {chain} failed: {_first(error)}") from error
                 if arrays is not None:
-                    running.remove(one)
-                    board.end(one.chain, arrays)
+                    del running[chain]
+                    board.end(chain, arrays)
+                elif one.broken():
+                    del running[chain]
+                    board.broken(chain)
                 else:
                     board.put(one.report())
             board.show()
     finally:
-        for one in running:
+        for one in running.values():
             with suppress(RuntimeError):  # the chain that failed fails again
                 one.sampler.cancel()
         torch.set_num_threads(threads)
@@ -440,11 +544,14 @@ class _Worker:
                 inbox.put((self.number, json.loads(line)))
         inbox.put((self.number, None))
 
-    def give(self, chain: int) -> None:
+    def give(self, chain: int, options: Options, initial: Any) -> None:
         assert self.process.stdin is not None
         self.chain = chain
+        name = f"initial-{chain}.npy"
+        np.save(self.log.parent / name, initial)
+        order = {"chain": chain, "options": asdict(options), "initial": name}
         with suppress(BrokenPipeError):  # its end is reported through the inbox
-            self.process.stdin.write(f"{chain}\n")
+            self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
 
     def end(self) -> None:
@@ -456,20 +563,24 @@ class _Worker:
                     pipe.close()
 
 
-def _in_processes(potential: Potential, initial: Sequence[Any], options: Options, at_once: int, board: _Board) -> None:
+def _in_processes(potential: Potential, at_once: int, board: _Board) -> None:
     inbox: queue.Queue[tuple[int, Any]] = queue.Queue()
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="pyro-zoo-") as name:
         folder = Path(name)
-        job = {"options": asdict(options)}
-        command = _hand_over(potential, folder, job)
-        for k, point in enumerate(initial):
-            np.save(folder / f"initial-{k}.npy", point)
-        waiting = board.waiting
+        command = _hand_over(potential, folder)
+
+        def give(one: _Worker) -> None:
+            busy = {w.chain for w in workers}
+            free = [k for k in board.waiting if k not in busy]
+            one.chain = -1
+            if free:
+                one.give(free[0], board.options(free[0]), board.initial(free[0]))
+
         try:
-            for number in range(min(at_once, len(waiting))):
+            for number in range(min(at_once, len(board.waiting))):
                 workers.append(_Worker(number, command, folder, inbox))
-                workers[number].give(waiting.pop(0))
+                give(workers[number])
             while board.waiting:
                 try:
                     number, message = inbox.get(timeout=0.1)
@@ -486,12 +597,13 @@ def _in_processes(potential: Potential, initial: Sequence[Any], options: Options
                 if "progress" in message:
                     board.put(Chain(**message["progress"]))
                 else:
-                    chain = int(message["done"])
-                    with np.load(folder / f"chain-{chain}.npz") as stored:
-                        board.end(chain, dict(stored))
+                    if "broken" in message:
+                        board.broken(one.chain)
+                    else:
+                        with np.load(folder / f"chain-{one.chain}.npz") as stored:
+                            board.end(one.chain, dict(stored))
                     one.chain = -1
-                    if waiting:
-                        one.give(waiting.pop(0))
+                    give(one)
                 board.show()
         finally:
             for one in workers:
@@ -557,10 +669,11 @@ class _Recorded(NUTS):  # type: ignore[misc]
         return values
 
 
-def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, board: _Board) -> None:
-    for chain in board.waiting:
-        point = initial[chain]
-        state = seeded(worker.chain_seed(options.seed, chain))
+def _with_pyro(potential: Potential, board: _Board) -> None:
+    while board.waiting:
+        chain = board.waiting[0]
+        options, point = board.options(chain), board.initial(chain)
+        state = seeded(worker.chain_seed(options.seed, chain, options.restart))
         with pyro_world(dtype=potential.dtype), stream(state), torch.enable_grad(), pyro.get_param_store().scope():
             kernel = _Recorded(
                 potential,
@@ -568,13 +681,15 @@ def _with_pyro(potential: Potential, initial: Sequence[Any], options: Options, b
                 max_tree_depth=options.max_treedepth,
             )
 
-            def tick(kernel: _Recorded, _values: Any, _stage: str, _i: int, chain: int = chain) -> None:
+            def tick(
+                kernel: _Recorded, _values: Any, _stage: str, _i: int, chain: int = chain, total: int = options.total
+            ) -> None:
                 last = kernel.records[-1]["n_steps"] if kernel.records else 0
                 board.put(
                     Chain(
                         chain=chain,
                         draws=int(kernel._t),
-                        total=options.warmup + options.draws,
+                        total=total,
                         divergences=len(kernel._divergences),
                         step_size=float(kernel.step_size),
                         leapfrogs=last,

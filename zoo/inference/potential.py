@@ -280,12 +280,13 @@ class Potential:
         lead = flat.shape[:-1]
         return {n: c.reshape((*lead, *self.shapes[n])) for n, c in zip(self.names, columns, strict=True)}
 
-    def initial(self, seed: int, chain: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def initial(self, seed: int, chain: int, restart: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return a starting point with finite density and gradient, each coordinate uniform on (-2, 2).
 
         Args:
             seed: Seed of the run.
-            chain: Chain; the point depends on nothing else.
+            chain: Chain.
+            restart: How often the chain was begun elsewhere; the point depends on nothing else.
 
         Returns:
             Unconstrained values, ``(size,)``.
@@ -297,7 +298,7 @@ class Potential:
         References:
             Stan Development Team, Stan Reference Manual, section "Initialization".
         """
-        generator = np.random.default_rng(np.random.SeedSequence([seed, chain, 1]))
+        generator = np.random.default_rng(np.random.SeedSequence([seed, chain, 1, *([restart] if restart else [])]))
         problem: Exception | None = None
         for _ in range(_TRIES):
             point = generator.uniform(-2.0, 2.0, self.size)

@@ -69,9 +69,12 @@ def fit(
     chains: int = 4,
     draws: int = 1_000,
     tune: int = 1_000,
-    target_accept: float = 0.8,
+    target_accept: float | None = None,
+    max_treedepth: int = 10,
     sampler: str = "nutpie",
-    low_rank_mass_matrix: bool = False,
+    low_rank_mass_matrix: bool | None = None,
+    workers: int | None = None,
+    retry: bool = True,
     device: str = "cpu",
     dtype: str | None = None,
     compile: bool = True,
@@ -115,9 +118,15 @@ def fit(
         chains: (nuts) Number of chains.
         draws: (nuts) Draws per chain after tuning.
         tune: (nuts) Tuning draws per chain.
-        target_accept: (nuts) Target acceptance rate.
+        target_accept: (nuts) Target acceptance rate. ``None``: 0.9, and a chain that diverges is drawn again at 0.97
+            and then at 0.995.
+        max_treedepth: (nuts) A draw takes at most ``2 ** max_treedepth - 1`` steps.
         sampler: (nuts) ``nutpie`` or ``pyro``.
-        low_rank_mass_matrix: (nuts) Adapt a low-rank mass matrix instead of a diagonal one (nutpie).
+        low_rank_mass_matrix: (nuts) Adapt a low-rank mass matrix instead of a diagonal one (nutpie). ``None``: if the
+            chains move slowly along a ridge, all are drawn again with it.
+        workers: (nuts) Chains at a time; ``None``: as many as there are cores.
+        retry: (nuts) Whether chains may be drawn again; what was drawn again and why stands in
+            ``posterior.info["tries"]`` (see :mod:`zoo.inference.tries`).
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``float64``; ``None`` is ``float32`` for svi, ``float64`` for nuts and for counts that
             ``float32`` cannot hold.
@@ -179,14 +188,17 @@ def fit(
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
     _check_numbers(
         steps=steps, restarts=restarts, chains=chains, draws=draws, tune=tune or 1, checkpoint_every=checkpoint_every,
-        checkpoint_keep=checkpoint_keep, num_particles=num_particles,
+        checkpoint_keep=checkpoint_keep, num_particles=num_particles, workers=workers,
     )  # fmt: skip
     # Restarts have the seeds that follow.
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**63 - restarts:
         raise DataError(f"seed is {seed!r}; allowed: a whole number from 0 to 2**63 - {restarts}")
-    _check_real("target_accept", target_accept)
-    if not 0 < target_accept < 1:
-        raise DataError(f"target_accept is {target_accept}; allowed: a rate between 0 and 1")
+    if target_accept is not None:
+        _check_real("target_accept", target_accept)
+        if not 0 < target_accept < 1:
+            raise DataError(f"target_accept is {target_accept}; allowed: a rate between 0 and 1")
+    if isinstance(max_treedepth, bool) or not isinstance(max_treedepth, int) or not 1 <= max_treedepth <= 20:
+        raise DataError(f"max_treedepth is {max_treedepth!r}; allowed: a whole number from 1 to 20")
     _check_device(device)
     _check_init(init)
     if found is not None:
@@ -251,10 +263,13 @@ def fit(
             about["ranks"] = ranks.size
         if engine == "nuts":
             chosen = {"draws": draws, "tune": tune, "target_accept": target_accept, "sampler": sampler}
-            chosen["low_rank_mass_matrix"] = low_rank_mass_matrix
+            chosen |= {"low_rank_mass_matrix": low_rank_mass_matrix, "max_treedepth": max_treedepth, "retry": retry}
+            # Each chain can depend on the others where chains are drawn again.
+            chosen |= {"chains": chains} if retry else {}
             return _sample(
                 build(seed), common, about, tell, seed=seed, chains=chains, draws=draws, tune=tune, compile=compile,
                 target_accept=target_accept, sampler=sampler, low_rank=low_rank_mass_matrix, dtype=dtype,
+                max_treedepth=max_treedepth, workers=workers, retry=retry,
                 store=None if folder is None else Chains(folder, identity | chosen, surroundings), resume=resume,
             )  # fmt: skip
         fits = []
@@ -475,9 +490,12 @@ def _sample(
     chains: int,
     draws: int,
     tune: int,
-    target_accept: float,
+    target_accept: float | None,
+    max_treedepth: int,
     sampler: str,
-    low_rank: bool,
+    low_rank: bool | None,
+    workers: int | None,
+    retry: bool,
     compile: bool,
     dtype: str,
     store: Chains | None,
@@ -499,7 +517,10 @@ def _sample(
         draws=draws,
         seed=seed,
         target_accept=target_accept,
+        max_treedepth=max_treedepth,
         low_rank_mass_matrix=low_rank,
+        workers=workers,
+        retry=retry,
         dtype=dtype,  # type: ignore[arg-type]  # checked by fit
         compile=compile,
         sampler=sampler,  # type: ignore[arg-type]  # checked by sample
