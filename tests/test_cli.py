@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -260,6 +261,9 @@ BAD = [
     (("fit", "eight_schools", "--hyper", "centred=maybe"), "expected bool"),
     (("fit", "eight_schools", "--engine", "nuts", "--steps", "9"), "--steps does not apply"),
     (("fit", "eight_schools", "--engine", "svi", "--chains", "2"), "--chains does not apply"),
+    (("fit", "eight_schools", "--engine", "svi", "--no-retry"), "--no-retry does not apply"),
+    (("fit", "eight_schools", "--engine", "svi", "--low-rank-mass-matrix"), "--low-rank-mass-matrix does not apply"),
+    (("fit", "eight_schools", "--engine", "nuts", "--target-accept", "1.5"), "target_accept is 1.5"),
     (("fit", "eight_schools", "--engine", "nuts", "--skip-nonfinite"), "--skip-nonfinite does not apply"),
     (("fit", "eight_schools", "--engine", "svi", "--learning-rate", "-1"), "learning_rate is -1"),
     (("fit", "eight_schools", "--engine", "svi", "--device", "abacus"), "abacus"),
@@ -353,7 +357,23 @@ def test_options_reach_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen["hyper"].centred, seen["hyper"].mu_scale) == (True, 2.0)
     fails("fit", "eight_schools", "--engine", "nuts", "--chains", "2", "--tune", "5", "--draws", "6", "--no-compile")
     assert (seen["chains"], seen["tune"], seen["draws"], seen["compile"]) == (2, 5, 6, False)
+    assert not {"target_accept", "low_rank_mass_matrix", "retry"} & set(seen)  # the defaults are those of the fit
+    args = "fit eight_schools --engine nuts --target-accept 0.95 --max-treedepth 8 --low-rank-mass-matrix --workers 1"
+    fails(*args.split(), "--sampler", "pyro", "--no-retry")
+    expected = {"target_accept": 0.95, "max_treedepth": 8, "low_rank_mass_matrix": True, "workers": 1, "retry": False}
+    assert {k: seen[k] for k in expected} == expected
+    assert seen["sampler"] == "pyro"
+    fails("fit", "eight_schools", "--engine", "nuts", "--diagonal-mass-matrix")
+    assert seen["low_rank_mass_matrix"] is False
     assert not Path("runs").exists()
+
+
+def test_every_option_of_the_sampler_is_on_the_command_line() -> None:
+    from zoo.inference import runner
+
+    told = re.findall(r"^ +(\w+): \(nuts\)", runner.fit.__doc__ or "", re.MULTILINE)
+    assert len(told) == 9
+    assert set(told) == set(cli._NUTS_ONLY)
 
 
 def test_fit_with_report_and_json() -> None:

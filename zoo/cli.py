@@ -630,8 +630,15 @@ class _Dtype(StrEnum):
     float64 = "float64"
 
 
+class _Sampler(StrEnum):
+    nutpie = "nutpie"
+    pyro = "pyro"
+
+
 _SVI_ONLY = ("steps", "learning_rate", "batch_size", "checkpoint_every", "checkpoint_keep", "skip_nonfinite")
-_NUTS_ONLY = ("chains", "tune", "draws")
+_NUTS_ONLY = (
+    "chains", "tune", "draws", "target_accept", "max_treedepth", "low_rank_mass_matrix", "sampler", "workers", "retry",
+)  # fmt: skip
 
 
 @app.command(epilog=_EPILOG)
@@ -681,6 +688,32 @@ def fit(
     chains: Annotated[int | None, typer.Option(min=1, help="Number of chains (nuts).")] = None,
     tune: Annotated[int | None, typer.Option(min=1, help="Tuning draws per chain (nuts).")] = None,
     draws: Annotated[int | None, typer.Option(min=1, help="Draws per chain after tuning (nuts).")] = None,
+    target_accept: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Acceptance rate, between 0 and 1: higher means smaller steps (nuts). Default: 0.9, then 0.97 and "
+            "0.99 for chains that diverge.",
+        ),
+    ] = None,
+    max_treedepth: Annotated[
+        int | None, typer.Option(min=1, max=20, help="At most 2**N - 1 steps a draw, 10 by default (nuts).")
+    ] = None,
+    low_rank_mass_matrix: Annotated[
+        bool | None,
+        typer.Option(
+            "--low-rank-mass-matrix/--diagonal-mass-matrix",
+            help="Metric with correlations, or without (nuts). Default: without; with, if chains move slowly along a "
+            "ridge.",
+        ),
+    ] = None,
+    sampler: Annotated[_Sampler | None, typer.Option(help="Default: nutpie; pyro is slow (nuts).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Chains at a time; default: as many as cores (nuts).")
+    ] = None,
+    no_retry: Annotated[
+        bool, typer.Option("--no-retry", help="Keep chains that diverge or lie away from the others (nuts).")
+    ] = False,
     hyper: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A hyper-parameter; the option may be repeated.")
     ] = None,
@@ -752,6 +785,12 @@ def fit(
                     "chains": chains,
                     "tune": tune,
                     "draws": draws,
+                    "target_accept": target_accept,
+                    "max_treedepth": max_treedepth,
+                    "low_rank_mass_matrix": low_rank_mass_matrix,
+                    "sampler": _value(sampler),
+                    "workers": workers,
+                    "retry": False if no_retry else None,
                     "checkpoint": checkpoint or checkpoint_every is not None or checkpoint_keep is not None,
                     "checkpoint_every": checkpoint_every,
                     "checkpoint_keep": checkpoint_keep,
@@ -896,9 +935,8 @@ def _chosen(say: Say, settings: Mapping[str, Any]) -> tuple[Method[Any], Dataset
     engine = settings["engine"] or method.engines[0]
     for option in _NUTS_ONLY if engine == "svi" else _SVI_ONLY:
         if settings.get(option) is not None:
-            raise DataError(
-                f"--{option.replace('_', '-')} does not apply to the engine '{engine}'; leave it out or choose --engine"
-            )
+            flag = {"retry": "no-retry"}.get(option, option.replace("_", "-"))
+            raise DataError(f"--{flag} does not apply to the engine '{engine}'; leave it out or choose --engine")
     hyper = hyper_from_json(method.hyper, settings["hyper"])
     own = _Own(**{field.name: settings[field.name] for field in dataclasses.fields(_Own) if field.name in settings})
     own.check(method)
@@ -1622,6 +1660,18 @@ def diagnostics(
         raise typer.Exit(1)
 
 
+def _before(path: Path, heading: str) -> str:
+    """Return a page up to a heading, with a blank line; nothing if there is no page."""
+    text = path.read_text(encoding="utf-8").partition(f"{heading}\n")[0].rstrip() if path.exists() else ""
+    return text + "\n\n" if text else ""
+
+
+def _after(path: Path, heading: str) -> str:
+    """Return a page from a heading on, with a blank line before it; nothing if there is none."""
+    found = path.read_text(encoding="utf-8").partition(f"{heading}\n") if path.exists() else ("", "", "")
+    return "\n" + found[1] + found[2] if found[1] else ""
+
+
 @app.command(epilog=_EPILOG)
 def references(
     ctx: typer.Context,
@@ -1642,8 +1692,15 @@ def references(
     seeds: Annotated[int, typer.Option(min=0, help="Fits of each guide; 0 for NUTS alone.")] = 3,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Run eagerly.")] = False,
     docs: Annotated[bool, typer.Option("--docs", help="Also write docs/references.md of a source checkout.")] = False,
+    defaults: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Only how often NUTS at its default settings is right, with N seeds each."
+        ),
+    ] = None,
 ) -> None:
     """Run NUTS and guides on posteriors whose moments are known. Finished runs are kept, so it can be interrupted."""
+    from zoo.references import defaults as usual
     from zoo.references import measure
     from zoo.references.results import Settings
     from zoo.reports.files import write_texts
@@ -1655,11 +1712,31 @@ def references(
         if not folder.is_dir():
             raise DataError(f"--docs needs a source checkout; there is no folder '{folder}'")
         pages.add(folder / "references.md")
+    if defaults is not None:
+        with _warnings(say):
+            runs = usual.measure(seeds=defaults, names=names, out=out, compile=not no_compile, progress=say.note)
+        part = usual.section(runs, _command(ctx))
+        texts = {path: _before(path, usual.HEADING) + part for path in pages}
+        write_texts(texts)
+        table = _table("posterior", "right", "largest R-hat", "divergences", "drawn again", right=(1, 2, 3, 4))
+        for name in dict.fromkeys(r.name for r in runs):
+            of = [r for r in runs if r.name == name]
+            again = sum(bool(r.tries) for r in of)
+            strays = sum(r.divergences for r in of)
+            largest = max(r.r_hat for r in of)
+            _add(table, name, f"{sum(r.right for r in of)} of {len(of)}", f"{largest:.3f}", str(strays), str(again))
+        right = sum(r.right for r in runs)
+        rate = right / len(runs)
+        result = {"right": right, "runs": [dataclasses.asdict(r) for r in runs]}
+        say.result(result, table, *(f"page: {p}" for p in sorted(pages)), bare=f"{right} of {len(runs)}")
+        if rate < usual.RATE:
+            raise typer.Exit(1)
+        return
     settings = Settings(draws=draws, steps=steps, guide_seeds=seeds)
     with _warnings(say):
         found = measure.measure(names=names, settings=settings, out=out, compile=not no_compile, progress=say.note)
     text = found.to_markdown(_command(ctx))
-    write_texts(dict.fromkeys(pages, text))
+    write_texts({path: text + _after(path, usual.HEADING) for path in pages})
     table = _table("posterior", "largest difference", "least ESS", "guides off", "of them 'usable'", right=(1, 2, 3, 4))
     for m in found.measured:
         off = [g for g in m.guides if g.off]

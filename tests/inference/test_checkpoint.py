@@ -268,8 +268,8 @@ def test_finished_chains_are_kept_and_a_cut_one_is_drawn_again(
     for name in whole.sample_stats:
         assert whole.sample_stats[name].dtype == resumed.sample_stats[name].dtype
         assert torch.equal(whole.sample_stats[name], resumed.sample_stats[name])
-    with pytest.raises(ArtifactError, match=r"target_accept 0\.8; this fit has 0\.9"):
-        schools(checkpoint=tmp_path, resume=True, target_accept=0.9, **more)
+    with pytest.raises(ArtifactError, match=r"target_accept none; this fit has 0\.95"):
+        schools(checkpoint=tmp_path, resume=True, target_accept=0.95, **more)
 
 
 def test_a_damaged_chain_is_drawn_again(tmp_path: Path) -> None:

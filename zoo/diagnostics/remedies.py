@@ -17,10 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["advised", "fit_command"]
 
 _SVI_ONLY = ("steps", "learning_rate", "batch_size", "restarts", "checkpoint_every", "checkpoint_keep", "num_particles")
-_NUTS_ONLY = ("chains", "tune", "draws", "target_accept", "sampler", "low_rank_mass_matrix")
+_NUTS_ONLY = (
+    "chains",
+    "tune",
+    "draws",
+    "target_accept",
+    "max_treedepth",
+    "sampler",
+    "low_rank_mass_matrix",
+    "workers",
+    "retry",
+)
 # Options of the command line that take no value.
 _FLAGS = frozenset({"--overwrite", "--skip-nonfinite", "--checkpoint", "--no-compile", "--report", "--no-report"})
-_FLAGS |= {"--low-rank-mass-matrix"}
+_FLAGS |= {"--low-rank-mass-matrix", "--diagonal-mass-matrix", "--no-retry"}
 _ACCEPT = (0.95, 0.99)
 _MOST_FOR_NUTS = 2_000  # latent elements up to which chains are worth proposing
 _OF_THE_GUIDE = frozenset({
@@ -280,8 +290,10 @@ def _options(posterior: Posterior) -> dict[str, Any]:
             k: recipe[k] for k in ("steps", "learning_rate", "batch_size") if k in recipe and recipe[k] != base.get(k)
         }
     else:
-        usual = {"chains": 4, "draws": 1_000, "tune": 1_000, "target_accept": 0.8}
+        usual = {"chains": 4, "draws": 1_000, "tune": 1_000, "max_treedepth": 10}
         found = {k: info[k] for k, v in usual.items() if k in info and info[k] != v}
+        if info.get("asked_accept") is not None:
+            found["target_accept"] = info["asked_accept"]
     if info.get("seed"):
         found["seed"] = info["seed"]
     if posterior.method is not None and posterior.hyper is not None:

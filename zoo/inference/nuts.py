@@ -104,7 +104,7 @@ def sample(
         draws: Kept iterations per chain.
         seed: Seed, 0 or above.
         target_accept: Acceptance rate that the step size is adapted to; raise it against divergences. ``None``: 0.9,
-            and a chain that diverges is drawn again at 0.97 and then at 0.995.
+            and a chain that diverges is drawn again at 0.97 and then at 0.99.
         max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
         low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only. ``None``:
             a diagonal one, and if the chains move slowly along a ridge, all are drawn again with the other.

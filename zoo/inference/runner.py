@@ -119,7 +119,7 @@ def fit(
         draws: (nuts) Draws per chain after tuning.
         tune: (nuts) Tuning draws per chain.
         target_accept: (nuts) Target acceptance rate. ``None``: 0.9, and a chain that diverges is drawn again at 0.97
-            and then at 0.995.
+            and then at 0.99.
         max_treedepth: (nuts) A draw takes at most ``2 ** max_treedepth - 1`` steps.
         sampler: (nuts) ``nutpie`` or ``pyro``.
         low_rank_mass_matrix: (nuts) Adapt a low-rank mass matrix instead of a diagonal one (nutpie). ``None``: if the
@@ -533,6 +533,7 @@ def _sample(
         dict(about)
         | dict(found.info)
         | {"seed": seed, "chains": chains, "draws": draws, "tune": tune, "sampler": sampler}
+        | {"asked_accept": target_accept}
         | {"peak_memory": _peak_memory()}
     )
     return Posterior(pair=pair, chains=found.chains, sample_stats=found.stats, info=info, **common)

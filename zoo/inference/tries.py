@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ACCEPT", "RESTARTS", "History", "Why", "away", "ridge"]
+__all__ = ["ACCEPT", "RESTARTS", "History", "Why", "away", "ridge", "sentences", "stubborn"]
 
-ACCEPT = (0.9, 0.97, 0.995)
+ACCEPT = (0.9, 0.97, 0.99)
 """Acceptance rates, one after the other, for chains that diverge.
 
-nutpie counts a step's acceptance in both directions, which at the same rate allows larger steps than Stan's rule does:
-its 0.9 is about Stan's 0.8.
+nutpie counts a step's acceptance in both directions, which at the same rate allows larger steps than Stan's rule does.
 """
 RESTARTS = 3
 """A chain is begun anywhere else this often at most."""
@@ -205,3 +204,52 @@ def _r_hat(chains: Any) -> float:
         if within > 0:
             found = max(found, math.sqrt((half - 1) / half + between / within))
     return found
+
+
+# ------------------------------------------------------------------------------------------------- what is told
+def sentences(tries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what was drawn again, and why.
+
+    Args:
+        tries: ``info["tries"]`` of a fit.
+
+    Returns:
+        A clause for each cause.
+    """
+    found = []
+    slow = next((why for why in tries if why["cause"] == "ridge"), None)
+    for cause, text in (
+        ("divergences", "drawn again with smaller steps, since it diverged"),
+        ("apart", "begun elsewhere, since it lay where there is next to nothing of the posterior"),
+        ("still", "begun elsewhere, since it hardly moved"),
+    ):
+        chains = [why["chain"] for why in tries if why["cause"] == cause]
+        if chains:
+            each = [
+                f"chain {k}" + (f" ({chains.count(k)} times)" if chains.count(k) > 1 else "") for k in sorted({*chains})
+            ]
+            found.append(f"{text}: {', '.join(each)}")
+    if slow is not None:
+        found.append(
+            f"all chains were drawn again with a metric that knows correlations, since R-hat was {slow['r_hat']:.3f} "
+            "along a ridge"
+        )
+    return found
+
+
+def stubborn(tries: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Return the chains that came down to the smallest steps that are tried.
+
+    Args:
+        tries: ``info["tries"]`` of a fit.
+
+    Returns:
+        Their numbers.
+    """
+    history = History()
+    for why in tries:
+        if why["cause"] == "ridge":
+            history = History()
+        else:
+            history.own.setdefault(int(why["chain"]), []).append(dict(why))
+    return {k for k in history.own if history.rung(k) >= len(ACCEPT) - 1}

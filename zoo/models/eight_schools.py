@@ -267,7 +267,9 @@ def _measure_divergences(seed: int, fast: bool) -> dict[str, float]:
     data = zoo.datasets.load("eight_schools")
     counts = {}
     for name, hyper in (("centred", Hyper(centred=True)), ("non-centred", Hyper())):
-        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="nuts", seed=seed, chains=4, draws=1_000)
+        posterior = zoo.fit(
+            METHOD, data, hyper=hyper, engine="nuts", seed=seed, chains=4, draws=1_000, target_accept=0.8
+        )
         counts[name] = float(posterior.to_arviz().sample_stats["diverging"].sum())
     return counts
 

@@ -545,7 +545,7 @@ def _measure_separation(seed: int, fast: bool) -> dict[str, float]:
     measured = {}
     for name, slab_scale in (("regularised", 2.0), ("plain", 1e4)):
         hyper = Hyper(slab_scale=slab_scale, num_relevant=1.0)
-        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="nuts", seed=seed, dtype="float64")
+        posterior = zoo.fit(METHOD, data, hyper=hyper, engine="nuts", seed=seed, dtype="float64", target_accept=0.8)
         found = posterior.to_arviz()
         measured[f"coefficient {name}"] = float(found.posterior["beta"][..., 0].quantile(0.95))
         measured[f"divergences {name}"] = float(found.sample_stats["diverging"].sum())
