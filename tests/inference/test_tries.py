@@ -214,4 +214,12 @@ def test_a_few_divergences_at_the_smallest_steps_are_the_geometry():
     assert check.value["drawn again"] == "drawn again with smaller steps, since it diverged: chain 0 (2 times)"
     flags[0, 3], flags[1, 3] = False, True
     assert inference.divergences(fit(flags, tries)).verdict == "warn"
-    assert inference.divergences(fit(flags & False, tries)).verdict == "pass"
+    none = fit(flags & False, tries)
+    assert inference.divergences(none).verdict == "pass"
+    rng = np.random.default_rng(0)
+    none.sample_stats["energy"] = torch.as_tensor(rng.standard_normal((4, 1000)))
+    assert inference.divergences(none).verdict == "pass"
+    none.sample_stats["energy"] = torch.as_tensor(rng.standard_normal((4, 1000)).cumsum(1))
+    check = inference.divergences(none)
+    assert check.verdict == "fail"
+    assert "hardly changes its energy: the geometry is at fault" in check.explanation
