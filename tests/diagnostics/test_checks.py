@@ -589,6 +589,12 @@ def low(name, verdict, p_value):
     return dataclasses.replace(made(**{name: verdict})[0], p_value=p_value)
 
 
+def test_chains_that_were_drawn_again_are_told():
+    found = answers(made(r_hat="pass"), Facts(sampled=True, again=("divergences", "apart", "divergences")))
+    assert found[0].use == "usable"
+    assert found[0].reason == "r_hat pass. The sampler drew chains again before that (divergences 2, apart 1)."
+
+
 def test_many_checks_do_not_hide_a_fault():
     rest = [dataclasses.replace(c, p_value=0.5) for c in made(scores="pass", predictive_check="pass")]
     fit, parameters, predictions = answers(

@@ -93,13 +93,13 @@ class Facts:
         sampled: Whether chains were sampled.
         weights: Latents that are weights of a network, which can be permuted without changing what it computes.
         point: Whether the guide holds every latent at one point.
-        tries: How often the sampler was started, where that was more than once.
+        again: Why chains were drawn again, once for each time.
     """
 
     sampled: bool
     weights: tuple[str, ...] = ()
     point: bool = False
-    tries: int = 1
+    again: tuple[str, ...] = ()
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -174,7 +174,8 @@ def _fit(ran: Mapping[str, Check], facts: Facts) -> Answer:
             f"than {max(left, 0.0):.2g} nats."
         )
     use = _use(used.values())
-    again = f" The sampler was started {facts.tries} times." if facts.tries > 1 else ""
+    causes = ", ".join(f"{cause} {facts.again.count(cause)}" for cause in dict.fromkeys(facts.again))
+    again = f" The sampler drew chains again before that ({causes})." if causes else ""
     if not used:
         what = "chains" if facts.sampled else "the loss"
         return _answer("fit", "not examined", f"No check of {what} could be made.{again}", ())

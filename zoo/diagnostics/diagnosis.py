@@ -286,12 +286,11 @@ def conclude(checks: Sequence[Check], facts: Facts, *, advise: Callable[[Answer]
 def _facts(posterior: Posterior) -> Facts:
     """Return what the answers need to know of a fit beside its checks."""
     sampled = posterior.chains is not None
-    tries = posterior.info.get("sampler_tries", 1)
     return Facts(
         sampled=sampled,
         weights=tuple(inference.network_weights(posterior)),
         point=not sampled and not inference.point_sites(posterior)[1],
-        tries=len(tries) if isinstance(tries, list | tuple) else int(tries),
+        again=tuple(str(why["cause"]) for why in posterior.info.get("tries") or ()),
     )
 
 
