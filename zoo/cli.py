@@ -233,6 +233,11 @@ def _root(
         raise DataError(f"only `zoo fit` runs on several ranks; start `zoo {ctx.invoked_subcommand}` without torchrun")
 
 
+_MethodFile = Annotated[
+    Path | None, typer.Option("--method", help="File of the method, .py, for a fit of a method of your own.")
+]
+
+
 # ------------------------------------------------------------------------------------------------------ catalogue
 @app.command("list", epilog=_EPILOG)
 def list_(
@@ -240,7 +245,7 @@ def list_(
     task: Annotated[str | None, typer.Option(help="Only methods of this task.", autocompletion=_complete_tasks)] = None,
 ) -> None:
     """List the methods and diagnostics."""
-    found = registry.entries()
+    found = (*registry.entries(), *registry.installed())
     if task is not None:
         tasks = {e.task for e in found}
         if task not in tasks:
@@ -762,7 +767,7 @@ def fit(
                 if name is None:
                     raise DataError("name a method (`zoo list` shows them), or go on with one: zoo fit --resume DIR")
                 settings = {
-                    "name": name,
+                    "name": str(Path(name).resolve()) if name.endswith(".py") else name,
                     "data": data,
                     "target": target,
                     "drop": drop or [],
@@ -927,7 +932,7 @@ def _chosen(say: Say, settings: Mapping[str, Any]) -> tuple[Method[Any], Dataset
     """Return the method, data and engine that settings name, and the further arguments of the runner."""
     from zoo.types import Diagnostic, hyper_from_json
 
-    method = registry.get(settings["name"])
+    method = registry.resolve(settings["name"])
     if isinstance(method, Diagnostic):
         raise PairError(
             f"'{method.name}' is a diagnostic of fitted posteriors; `zoo show {method.name}` says how to use it"
@@ -1024,6 +1029,7 @@ def report(
     effects: Annotated[
         Path | None, typer.Option(help="File for the effects of a regression's features: .csv, .npz or .parquet.")
     ] = None,
+    method: _MethodFile = None,
 ) -> None:
     """Write the report of a saved posterior, and print its verdict."""
     say: Say = ctx.obj
@@ -1034,7 +1040,7 @@ def report(
     from zoo.reports import card_path
 
     with _warnings(say):
-        posterior = load(folder)
+        posterior = load(folder, method=method)
         say.note("checking the posterior and writing the report")
         page = out if out is not None else folder / "report.html"
         features = None if effects is None else posterior.effects(seed=seed)
@@ -1072,6 +1078,7 @@ def effects_(
     ] = "size",
     draws: Annotated[int, typer.Option(min=2, help="Posterior draws behind the numbers.")] = 4_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    method: _MethodFile = None,
 ) -> None:
     """Print or write the effect of each feature of a regression, in the units of the user's table."""
     say: Say = ctx.obj
@@ -1082,7 +1089,7 @@ def effects_(
     from zoo.reports.files import plain
 
     with _warnings(say):
-        posterior = load(folder)
+        posterior = load(folder, method=method)
         found = posterior.effects(num_draws=draws, seed=seed, order=order)
     shown = table(found)
     printed = _table(*shown.header, title=shown.caption, right=range(1, len(shown.header)))
@@ -1184,6 +1191,7 @@ def compress(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of each turn.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds of the zoo.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of every random number.")] = 0,
+    method: _MethodFile = None,
 ) -> None:
     """Prune a saved posterior, fit what is left further, and export the small network.
 
@@ -1197,7 +1205,7 @@ def compress(
     from zoo.inference.posterior import load
 
     with _warnings(say), outputs.whole(out, keep=False, resume=False) as stage:
-        posterior = load(folder)
+        posterior = load(folder, method=method)
         say.note("pruning and fitting what is left, in turns")
         options = {name: value for name, value in (("turns", turns), ("steps", steps)) if value is not None}
         small = posterior.prune(tolerance=tolerance, seed=seed, **options)
@@ -1346,6 +1354,7 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail, and write nothing, if a row cannot be predicted.")
     ] = False,
+    method: _MethodFile = None,
 ) -> None:
     """Predict new rows by a saved posterior; with the target among the columns, print the scores too.
 
@@ -1362,7 +1371,7 @@ def predict(
 
     columns = keep or []
     with _warnings(say):
-        posterior = load(folder)
+        posterior = load(folder, method=method)
         found = predict_table(posterior, data, interval=interval, keep=columns, draws=draws, seed=seed, strict=strict)
     rows = len(found.frame)
     values: dict[str, Any] = {"name": posterior.name, "rows": rows, "scores": found.scores, "scored": found.scored}
@@ -1411,6 +1420,7 @@ def transform(
         bool, typer.Option("--mean", help="The mean of each row instead of one draw: sharper, and it tells more.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    method: _MethodFile = None,
 ) -> None:
     """Write the representation that a saved posterior gives each row, as a table: one line per row, z0, z1, ...
 
@@ -1425,7 +1435,7 @@ def transform(
 
     columns = keep or []
     with _warnings(say):
-        posterior = load(folder)
+        posterior = load(folder, method=method)
         frame = transform_table(posterior, data, keep=columns, mean=mean, seed=seed)
     values: dict[str, Any] = {"name": posterior.name, "rows": len(frame)}
     if out is None:
@@ -1476,7 +1486,7 @@ def check(
     say: Say = ctx.obj
     steps: list[Step] = []
     with _warnings(say):
-        method = registry.from_file(Path(name)) if name.endswith(".py") else registry.get(name)
+        method = registry.from_file(Path(name)) if name.endswith(".py") else registry.resolve(name)
         if isinstance(method, Diagnostic):
             raise PairError(f"'{method.name}' is a diagnostic: it has no model and guide to check")
         try:

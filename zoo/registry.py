@@ -8,15 +8,19 @@ import importlib.util
 import re
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from zoo.errors import DataError, PairError, UnknownMethodError, suggest
 from zoo.types import Diagnostic, Method
 
-__all__ = ["Entry", "bibtex", "entries", "find_bibtex", "from_file", "get", "names", "scan"]
+__all__ = ["Entry", "bibtex", "entries", "find_bibtex", "from_file", "get", "installed", "names", "resolve", "scan"]
+
+GROUP = "zoo.methods"
+"""Entry points by which installed packages offer methods."""
 
 _FIELDS = ("name", "title", "paper", "task")
 
@@ -79,22 +83,85 @@ def names() -> tuple[str, ...]:
     return tuple(entry.name for entry in entries())
 
 
+def installed() -> tuple[Entry, ...]:
+    """Return an entry for every method that an installed package offers by an entry point of the group ``zoo.methods``.
+
+    Nothing of it is imported but the packages around its module.
+
+    Returns:
+        The entries, sorted by name; the title of one that cannot be read says why.
+    """
+    found = []
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.name):
+        path = Path()
+        try:
+            spec = importlib.util.find_spec(point.module)
+            path = Path((spec and spec.origin) or f"no module '{point.module}'")
+            taken = point.name in names()
+            entry = _read(path, stem="" if taken else point.name)
+            if taken:
+                reason = "cannot be used: its name is that of a method of the zoo"
+                entry = replace(entry, name=point.name, kind="broken", title=reason)
+        except Exception as error:  # whatever a stranger's package does, it hides no other
+            text = " ".join(str(error).split()) or type(error).__name__
+            entry = Entry(point.name, f"cannot be used: {text}", "", "", "broken", path)
+        found.append(entry)
+    return tuple(found)
+
+
 def get(name: str) -> Method[Any] | Diagnostic[Any]:
     """Import and return a method or diagnostic by name.
 
     Args:
-        name: Registry name.
+        name: Registry name, or the name of an installed entry point of the group ``zoo.methods``.
 
     Returns:
         The ``METHOD`` or ``DIAGNOSTIC`` of its file.
 
     Raises:
         UnknownMethodError: If no such file exists; the text suggests the nearest name.
+        PairError: If an installed package offers this name, and it cannot be imported or is no method.
     """
-    if name not in names():
-        raise UnknownMethodError(f"method '{name}' is unknown{suggest(name, names())}")
-    module = importlib.import_module(f"zoo.models.{name}")
-    found: Method[Any] | Diagnostic[Any] = getattr(module, "METHOD", None) or module.DIAGNOSTIC
+    if name in names():
+        module = importlib.import_module(f"zoo.models.{name}")
+        found: Method[Any] | Diagnostic[Any] = getattr(module, "METHOD", None) or module.DIAGNOSTIC
+        return found
+    points = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if name not in points:
+        raise UnknownMethodError(f"method '{name}' is unknown{suggest(name, [*names(), *points])}")
+    point = points[name]
+    try:
+        loaded = point.load()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise PairError(
+            f"method '{name}' of '{point.value}' cannot be imported: {type(error).__name__}: {text}"
+        ) from error
+    if not isinstance(loaded, Method | Diagnostic) or loaded.name != name:
+        raise PairError(f"the entry point '{name}' of {GROUP} is '{point.value}', which is no Method of that name")
+    return loaded
+
+
+def resolve(name: str | Path) -> Method[Any] | Diagnostic[Any]:
+    """Return a method by its name, or from its own file.
+
+    Args:
+        name: Registry name, or a path that ends in ``.py``.
+
+    Returns:
+        The method or diagnostic.
+
+    Raises:
+        UnknownMethodError: If no method has this name.
+        DataError: If the file holds none.
+        PairError: If the file's method has the name of one of the zoo, as which its fits would be loaded.
+    """
+    path = Path(name)
+    if path.suffix != ".py":
+        return get(str(name))
+    found = from_file(path)
+    if found.name in names() and path.resolve().parent != Path(__file__).resolve().parent / "models":
+        raise PairError(f"'{path}' names its method '{found.name}', as one of the zoo is named; give it another name")
     return found
 
 
@@ -172,7 +239,7 @@ def from_file(path: Path) -> Method[Any] | Diagnostic[Any]:
     return found
 
 
-def _read(path: Path) -> Entry:
+def _read(path: Path, stem: str = "") -> Entry:
     # Only the end of the file is parsed, from METHOD on: a list of forty methods must not cost a second.
     text = path.read_text(encoding="utf-8")
     start = re.search(r"^(METHOD|DIAGNOSTIC)\b", text, re.MULTILINE)
@@ -188,7 +255,8 @@ def _read(path: Path) -> Entry:
         missing = [f for f in _FIELDS if not isinstance(found.get(f), str)]
         if missing:
             raise PairError(f"{path.name}: {', '.join(missing)} of {kind} must be literal strings")
-        if found["name"] != path.stem:
-            raise PairError(f"{path.name}: {kind}.name is '{found['name']!s}'; it must equal the stem '{path.stem}'")
+        due = stem or path.stem
+        if found["name"] != due:
+            raise PairError(f"{path.name}: {kind}.name is '{found['name']!s}'; it must equal '{due}'")
         return Entry(**{f: str(found[f]) for f in _FIELDS}, kind=kind.lower(), path=path)
     raise PairError(f"{path.name}: a public file in zoo/models must define METHOD or DIAGNOSTIC")

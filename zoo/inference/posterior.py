@@ -19,7 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from zoo import artifacts
-from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, ZooError
+from zoo.errors import ArtifactError, DataError, NonFiniteError, PairError, UnknownMethodError, ZooError
 from zoo.inference.arguments import Arguments, Signature, prepared, rebound, signature_of
 from zoo.inference.laplace import with_laplace
 from zoo.inference.objectives import losses_of
@@ -677,7 +677,13 @@ class Posterior:
         return folder
 
 
-def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Any = None) -> Posterior:
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    pair: Pair | None = None,
+    data: Any = None,
+    method: Method[Any] | str | os.PathLike[str] | None = None,
+) -> Posterior:
     """Read a saved posterior; nothing in it is executed.
 
     Args:
@@ -685,6 +691,7 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Any 
         pair: The pair, for a posterior of a pair that no method built.
         data: The data set, if it is neither bundled nor stored with the posterior; for a pair also the arguments that
             it was fitted to, which are needed where one of them is neither a tensor nor a number, a text or a switch.
+        method: The method, or the path of its file, for a posterior of a method of one's own.
 
     Returns:
         The posterior, which predicts as the saved one did.
@@ -701,7 +708,7 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Any 
     meta = _read_meta(folder / _META)
     tensors = artifacts.read_tensors(folder / _TENSORS, **_checks(meta, folder))
     try:
-        return _rebuild(meta, tensors, folder, pair, data)
+        return _rebuild(meta, tensors, folder, pair, data, _own_method(method, meta))
     except ZooError:
         raise
     except (
@@ -711,8 +718,24 @@ def load(folder: str | os.PathLike[str], *, pair: Pair | None = None, data: Any 
         raise ArtifactError(f"'{folder}' is not a whole posterior: {type(error).__name__}: {line}") from error
 
 
+def _own_method(method: Method[Any] | str | os.PathLike[str] | None, meta: Mapping[str, Any]) -> Method[Any] | None:
+    from zoo.registry import resolve
+
+    if method is None:
+        return None
+    found = method if isinstance(method, Method) else resolve(os.fspath(method))
+    if isinstance(found, Diagnostic) or found.name != meta["method"]:
+        raise ArtifactError(f"this posterior is of '{meta['method']}'; the method that was given is '{found.name}'")
+    return found
+
+
 def _rebuild(
-    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, pair: Pair | None, data: Dataset | None
+    meta: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    pair: Pair | None,
+    data: Dataset | None,
+    own: Method[Any] | None,
 ) -> Posterior:
     """Put a posterior together from what its files hold, each part checked against what method and data expect."""
     from zoo.inference.runner import _check_task
@@ -726,7 +749,12 @@ def _rebuild(
     method: Method[Any] | None = None
     hyper = None
     if meta["method"] is not None:
-        found = get(meta["method"])
+        try:
+            found = own or get(meta["method"])
+        except UnknownMethodError as error:
+            raise UnknownMethodError(
+                f"{error}; pass the method that it was fitted by, or its file: zoo.load(FOLDER, method='my_method.py')"
+            ) from error
         if isinstance(found, Diagnostic):
             raise ArtifactError(f"'{meta['method']}' is a diagnostic, which has no posterior of its own")
         method = found
