@@ -676,6 +676,55 @@ def test_predict_own_table(table: Path) -> None:
     assert sorted(p.name for p in Path().rglob("*")) == before
 
 
+def test_rows_that_cannot_be_predicted_are_listed(table: Path) -> None:
+    frame = pd.read_csv(table).assign(city=["Bonn", "Ulm", "Aachen"] * 20, key=[f"{i:03d}" for i in range(60)])
+    frame.to_csv("a.csv", index=False)
+    args = ("--data", "a.csv", "--target", "response", "--drop", "key", "--out", "p")
+    assert run("fit", "map_network", *args, *QUICK).exit_code == 0
+    new = frame.head(6).assign(city=["Bonn", "Essen", "Ulm", "Ulm", "", "Ulm"], dose=["1", "2", "3", "x", "5", "6"])
+    new.to_csv("new.csv", index=False)
+    done = run("predict", "p", "--data", "new.csv", "--keep", "key", "--out", "out.csv")
+    assert done.exit_code == 0, done.stderr
+    assert (
+        "note: 3 of 6 rows are refused: line 3, 'city': training did not have 'Essen'; line 5, 'dose': 'x' is no "
+        "number; line 6, 'city': the value is missing\n"
+    ) in done.stderr
+    found = pd.read_csv("out.csv", dtype={"key": str})
+    assert found["key"].tolist() == [f"{i:03d}" for i in range(6)]
+    assert found["mean"].isna().tolist() == [False, True, False, True, True, False]
+    assert found["refused"][3] == "dose: 'x' is no number"
+    listed = json.loads(run("predict", "p", "--data", "new.csv", "--json").stdout)
+    assert [(r["row"], r["line"], r["column"]) for r in listed["refused"]] == [
+        (1, 3, "city"),
+        (3, 5, "dose"),
+        (4, 6, "city"),
+    ]
+    assert listed["predictions"][1]["mean"] is None
+    assert "1 missing (NaN) in city" in fails("predict", "p", "--data", "new.csv", "--strict", "--out", "no.csv")
+    assert not Path("no.csv").exists()
+
+
+def test_hints_are_in_the_words_of_the_command_line(table: Path) -> None:
+    frame = pd.read_csv(table).assign(city=["Bonn", "", "NA"] * 20, day=["01/02/2020", "03/04/2020"] * 30)
+    frame.to_csv("a.csv", index=False)
+    args = ("data", "show", "a.csv", "--target", "response")
+    text = fails(*args)
+    assert "say --day-first or --month-first, write 2020-04-03, or --drop day" in text
+    text = fails(*args, "--day-first")
+    assert "columns (--missing drop), make missing categories one of their own (--missing level), or keep" in text
+    shown = run(*args, "--day-first", "--missing", "level")
+    assert "if it means a missing entry, say so: --na NA" in shown.stderr
+    assert "city=(missing)" in shown.stdout
+    assert "days since 2020-02-01" in shown.stdout
+    found = json.loads(run(*args, "--month-first", "--na", "NA", "--missing", "level", "--json").stdout)
+    assert [c["name"] for c in found["columns"]] == ["dose", "age", "city=(missing)", "day"]
+    assert found["notes"] == ["dates are read as numbers of days: 'day' (%m/%d/%Y)"]
+    frame.assign(dose=frame["dose"].where(frame.index > 3)).to_csv("b.csv", index=False)
+    args = ("--data", "b.csv", "--target", "response", "--drop", "city", "--drop", "day", "--missing", "keep")
+    assert "use --engine nuts" in fails("fit", "horseshoe_regression", *args, *QUICK, "--out", "o")
+    assert "drop their rows (--missing drop)" in fails("fit", "map_network", *args, *QUICK, "--out", "o")
+
+
 def test_missing_entries_are_imputed_on_request(table: Path) -> None:
     frame = pd.read_csv(table)
     frame.loc[frame.index % 6 == 1, "dose"] = None

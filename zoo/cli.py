@@ -135,21 +135,26 @@ def _in_flags(text: str) -> str:
     """Return a message in the command line's own words: ``--drop key`` for the argument ``drop=['key']``.
 
     Args:
-        text: What :mod:`zoo.datasets` says.
+        text: What the library says.
 
     Returns:
         The message.
     """
+    if "=" not in text:
+        return text
+    command = typer.main.get_command(app).commands["fit"]  # type: ignore[attr-defined]
+    options = {param.name: param for param in command.params if param.param_type_name == "option"}
 
     def flags(found: re.Match[str]) -> str:
-        name, value = f"--{found[1].replace('_', '-')}", ast.literal_eval(found[2])
+        option, value = options[found[1]], ast.literal_eval(found[2])
         if isinstance(value, bool):
-            return "--day-first" if value else "--month-first"
-        return " ".join(f"{name} {shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value]))
+            names = option.opts if value else option.secondary_opts
+            return names[0] if names else found[0]
+        values = value if isinstance(value, list) else [value]
+        return " ".join(f"{option.opts[0]} {shlex.quote(str(v))}" for v in values)
 
-    names = "|".join(field.name for field in dataclasses.fields(_Own))
     quoted = r"'[^'\\]*'|\"[^\"\\]*\""
-    return re.sub(rf"(?<![\w.])({names})=(\[(?:{quoted})\]|{quoted}|[0-9]+|True|False)", flags, text)
+    return re.sub(rf"(?<![\w.-])({'|'.join(options)})=(\[(?:{quoted})\]|{quoted}|[0-9.]*[0-9]|True|False)", flags, text)
 
 
 def _fail_usage(error: Exception) -> None:

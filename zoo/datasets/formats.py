@@ -150,8 +150,8 @@ class Spelling:
         if values is not None:
             dots = [word for word in words if "." in word]
             grouped = bool(dots) and all(_body(",", ".").fullmatch(word.lstrip("+-")) for word in dots)
-            ways = ((".", ""), (",", ".")) if grouped else ((".", ""),)
-            return cls(ways=ways, marked=bool(dots), values=values)
+            either = ((".", ""), (",", "."))
+            return cls(ways=either if grouped else either[:1], marked=bool(dots), values=values)
         affixes = set()
         bodies = []
         for word in words:

@@ -144,7 +144,13 @@ def read(
         _refuse_role(raw, group, "group", target)
         _refuse_role(raw, sensitive, "sensitive", target)
         task = _FAIR if sensitive is not None else task or raw.task or None
-    how = {"separator": raw.separator, "categorical": categorical, "na": na, "day_first": day_first, "note": notes.add}
+    how: dict[str, Any] = {
+        "separator": raw.separator,
+        "categorical": categorical,
+        "na": na,
+        "day_first": day_first,
+        "note": notes.add,
+    }
     labels = [name for name in (group, sensitive) if name is not None]
     labels += [target] if target is not None and task in ("classification", _FAIR) else []
     cells = classify(raw.frame, labels=labels, **how)
@@ -307,7 +313,7 @@ def encode_rows(dataset: Dataset, table: Table | Raw) -> Encoded:
     reasons: dict[int, tuple[str, str]] = {}
     for fault in rows.faults:
         for row in np.flatnonzero(fault.rows):
-            reasons.setdefault(int(row), (fault.column, fault.reason(row)))
+            reasons.setdefault(int(row), (fault.column, fault.reason(int(row))))
     good = np.ones(rows.size, dtype=bool)
     good[list(reasons)] = False
     if not good.any():
@@ -467,8 +473,8 @@ def _new_features(dataset: Dataset, frame: pd.DataFrame, faults: list[_Fault]) -
         plans.setdefault(column.source or column.name, []).append(column)
     absent = [source for source in plans if source not in frame.columns]
     if absent:
-        known = ", ".join(frame.columns[:20])
-        raise UnknownNameError(f"these columns are missing: {', '.join(absent)}; the table has {known}")
+        has = ", ".join(frame.columns[:20])
+        raise UnknownNameError(f"these columns are missing: {', '.join(absent)}; the table has {has}")
     # Numbers may be missing where some were in training; categories only in columns that lacked some there too.
     lost = dataset.train.get("x_missing")
     lacking = dict(zip((c.name for c in dataset.columns), [] if lost is None else lost.any(0).tolist(), strict=False))
