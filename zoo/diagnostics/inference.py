@@ -789,6 +789,12 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
     few = posterior.draws(3, batch=own, seed=seed)
     moving = [n for n, (_, scale) in _prior_scales(posterior, batch, few).items() if scale.log().std(0).amax() > 1e-6]
     if not moving:
+        unread = _unread_priors(posterior, batch, few)
+        if unread:
+            raise NotApplicable(
+                f"not examined: the prior of {', '.join(unread[:5])} depends on other latents, and has no location and "
+                "scale that this check could read; whether there is a funnel is not known"
+            )
         raise NotApplicable("no latent has a prior whose scale is itself latent, so there can be no such funnel")
     draws = posterior.draws(affordable(posterior, num_draws, least=100), batch=own, seed=seed)
     found = _prior_scales(posterior, batch, draws)
@@ -843,6 +849,23 @@ def funnel(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Ch
     )
 
 
+_MULTIVARIATE = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal)
+
+
+def _unread_priors(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor]) -> list[str]:
+    """Return the latents whose prior changes with other latents, but is none of location and scale."""
+    read = set(_prior_scales(posterior, batch, draws))
+    model = posterior.runs.pair.model
+    fixed = {n: v[0] for n, v in draws.items() if n not in read and v.is_floating_point()}
+
+    def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        nodes = poutine.trace(poutine.condition(model, data=draw)).get_trace(batch).nodes
+        return {n: nodes[n]["fn"].log_prob(v).sum() for n, v in fixed.items() if n in nodes}
+
+    found = posterior.runs.map(one, len(next(iter(draws.values()))), draws, seed=0) if fixed else {}
+    return [n for n, v in found.items() if not torch.allclose(v, v[:1], equal_nan=True)]
+
+
 def _prior_scales(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return location and scale of the prior of every real latent with a location-scale prior, at every draw."""
     model = posterior.pair.model
@@ -856,6 +879,8 @@ def _prior_scales(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor
             fn = _base(nodes[name]["fn"])
             loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
             support = getattr(fn, "support", None)
+            if isinstance(fn, _MULTIVARIATE):  # the bound holds for each element, as the conditional covariance is less
+                scale, support = fn.variance.sqrt(), torch.distributions.constraints.real
             if (
                 isinstance(loc, Tensor)
                 and isinstance(scale, Tensor)
