@@ -102,7 +102,7 @@ class _Refitter:
         if self.pair.finish is not None and "kept" in batch and not is_laplace(self.pair):  # other rows are left out
             kept = {k: v if k in old.data.whole else v[batch["kept"]] for k, v in batch.items()}
             data = dataclasses.replace(data, train=kept)
-        buffers = [b.clone() for b in trainer.state.buffers]
+        buffers = [b.clone() for b in trainer.buffers]
         layout, values = finished(
             self.pair, data, trainer.layout, trainer.values, buffers=buffers, batch_size=self.recipe.batch_size
         )

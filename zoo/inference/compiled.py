@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zoo.errors import PairError
+from zoo.inference.averages import FirstValues, find_averages, put, take
 from zoo.inference.objectives import to_pyro
 from zoo.inference.optimisers import Rule, Slots, bind, update
 from zoo.inference.program import (
@@ -40,9 +41,25 @@ _MOST_VALUES = 3  # of a float that cannot be an input
 class _Traced:
     """A program, what it reads and writes, and the state of the optimiser within it."""
 
-    def __init__(self, layout: Layout, program: Program, rules: tuple[Rule, ...] | None, slots: Slots | None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        program: Program,
+        rules: tuple[Rule, ...] | None,
+        slots: Slots | None,
+        averages: tuple[str, ...],
+    ) -> None:
         self.layout, self.program, self.rules, self.slots = layout, program, rules, slots
         self.modes = [m.training for m in layout.modules]
+        self.averages = averages
+
+
+@dataclass(frozen=True)
+class _Averages:
+    """What a loss keeps in the store, and the parameters that only its gradient reads."""
+
+    names: tuple[str, ...]
+    fresh: tuple[str, ...]
 
 
 class CompiledSVI:
@@ -123,7 +140,7 @@ class CompiledSVI:
                 found = None
             if found is not None:
                 params = [store._params.get(n) for n in found.layout.names]
-                if any(p is None for p in params):
+                if any(p is None for p in params) or any(n not in store for n in found.averages):
                     found = None
                 elif found.slots is None or not found.slots.current(self.optim, params):
                     slots = bind(self.optim, params)
@@ -173,6 +190,7 @@ class CompiledSVI:
     def _take(self, found: _Traced, steps: int, params: list[Tensor], tensors: list[Tensor]) -> Tensor:
         count, slots = len(params), found.slots
         buffers: list[Any] = [module._buffers[k] for module, k in found.layout.buffers.values()]
+        buffers += take(found.averages)
         values = [p.detach() for p in params]
         if slots is None:
             state: list[Tensor] = []
@@ -212,17 +230,39 @@ class CompiledSVI:
             return
         check_trace(found)
 
+    def _find_averages(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Averages:
+        """Find what the loss keeps in the store, on a copy of it, and put its first values into the store."""
+        store = pyro.get_param_store()
+        known = set(store.keys())
+        with store.scope(store.get_state()):
+            found = find_averages(
+                lambda: self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs), FirstValues()
+            )
+            made = {n: (store._params[n], store._constraints[n]) for n in store if n not in known}
+        fresh = {n: both for n, both in made.items() if n not in found}
+        for name, (value, constraint) in fresh.items():
+            store._params[name], store._constraints[name] = value, constraint
+            store._param_to_name[value] = name
+        for name, value in found.items():
+            if name not in known:
+                store[name] = value
+        return _Averages(tuple(found), tuple(fresh))
+
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], *, wanted: bool) -> _Traced:
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
-        self._check(args, kwargs)
+        store = pyro.get_param_store()
+        with store.scope(store.get_state()):
+            self._check(args, kwargs)
         torch.set_rng_state(rng)
         watch = Watch(own=False)
-        with watch.open((self.model, self.guide)), poutine.trace(param_only=True) as capture:
-            self.loss.loss(self.model, self.guide, *args, **kwargs)
+        with watch.open((self.model, self.guide)):
+            with poutine.trace(param_only=True) as capture:
+                self.loss.loss(self.model, self.guide, *args, **kwargs)
+            averages = self._find_averages(args, kwargs)
         torch.set_rng_state(rng)
-        store = pyro.get_param_store()
-        names = tuple(capture.trace.nodes)
+        names = tuple(dict.fromkeys((*capture.trace.nodes, *averages.fresh)))
+        names = tuple(n for n in names if n not in averages.names)
         if not names:
             raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
         buffers = watch.written
@@ -240,14 +280,16 @@ class CompiledSVI:
         skeleton = _filled((args, kwargs), itertools.repeat(torch.empty(0)))  # does not keep the first batch alive
 
         def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
-            count, middle = len(names), len(names) + len(buffers)
+            count, middle = len(names), len(names) + len(buffers) + len(averages.names)
             end = middle + (0 if rules is None else 2 * count + 1)
             own = [v.detach().requires_grad_(True) for v in inputs[:count]]
-            kept = [b.clone() for b in inputs[count:middle]]
+            kept, inner = [b.clone() for b in inputs[count:middle]], len(buffers)
             inner_args, inner_kwargs = _filled(skeleton, iter(inputs[end:]))
-            with layout.bind(own, kept, tracing=tracing):
+            with layout.bind(own, kept[:inner], tracing=tracing):
+                put(averages.names, kept[inner:])
                 loss = self.loss.loss_and_grads(self.model, self.guide, *inner_args, **inner_kwargs)
                 held = [pyro.get_param_store()._params[n] for n in names]
+                kept = kept[:inner] + take(averages.names)
             loss = torch.as_tensor(loss, dtype=own[0].dtype).detach()
             grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in held]
             if rules is None:
@@ -257,13 +299,14 @@ class CompiledSVI:
             return (loss, *new, *kept, *firsts, *seconds, rates)
 
         example = [p.detach() for p in params] + [module._buffers[key] for module, key in buffers.values()]
+        example += take(averages.names)
         if slots is not None:
             example += [*slots.first, *slots.second, slots.rates]
         program = Program(run, "a float among the arguments takes other values")
         if wanted:
             with pyro_world():
                 program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
-        return _Traced(layout, program, rules, slots)
+        return _Traced(layout, program, rules, slots, averages.names)
 
 
 def compile_svi(

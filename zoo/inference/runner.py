@@ -432,9 +432,7 @@ def _descend(
     if pair.finish is not None:
         tell(ProgressEvent("finishing", recipe.steps, recipe.steps, label))
         with together(ranks):
-            layout, values = finished(
-                pair, data, layout, values, buffers=trainer.state.buffers, batch_size=recipe.batch_size
-            )
+            layout, values = finished(pair, data, layout, values, buffers=trainer.buffers, batch_size=recipe.batch_size)
     info = dict(about) | {
         "seed": seed,
         "start": start,
@@ -454,7 +452,7 @@ def _descend(
         pair=pair,
         layout=layout,
         values=values,
-        buffers=trainer.state.buffers,
+        buffers=trainer.buffers,
         history={s.name: history[:, i] for i, s in enumerate(trainer.losses)},
         info=info,
         **common,

@@ -82,7 +82,7 @@ class State:
         moments: Per loss: first and second moment of the gradient, ``(2, num_parameters)``.
         counts: Per loss: optimiser steps taken, ``(num_losses,)``.
         step: Steps taken, scalar int64 tensor (an input of the graph: schedules are read at it).
-        buffers: What the program's modules write (batch statistics).
+        buffers: What the program's modules write (batch statistics), then what the loss keeps (averages of baselines).
         rng: Random state of this fit's stream.
         order: Position in the data; ``None`` when every step sees all of it.
         history: Losses so far, ``(step, num_losses)``.

@@ -24,6 +24,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError, ZooError
+from zoo.inference.averages import FirstValues, find_averages, put, take
 from zoo.inference.distributed import Ranks, check_pair
 from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
@@ -153,6 +154,11 @@ class Trainer:
             self.layout = self._discover(pair, renew=renew)
         if ranks is not None:
             check_pair(pair, buffers=bool(self.layout.buffers))
+            if self.averages:
+                raise PairError(
+                    f"this pair cannot be fitted by several ranks: its loss keeps '{next(iter(self.averages))}' from "
+                    "step to step; fit it in one process"
+                )
         self.layout.values |= self.layout.unconstrained(init or {})
         self.sizes = [self.layout.values[n].numel() for n in self.layout.names]
         self.shapes = [self.layout.values[n].shape for n in self.layout.names]
@@ -169,7 +175,7 @@ class Trainer:
             moments=[torch.zeros(2, len(theta), dtype=dtype, device=self.device) for _ in self.losses],
             counts=torch.zeros(len(self.losses), dtype=dtype, device=self.device),
             step=torch.zeros((), dtype=torch.int64, device=self.device),
-            buffers=[b.clone() for b in self.layout.buffer_values.values()],
+            buffers=self._first_buffers(),
             rng=rng,
             order=None if self.rows is None else Order.fresh(self.rows, int(recipe.batch_size or 0), seed),
         )
@@ -286,7 +292,7 @@ class Trainer:
             moments=[torch.zeros_like(m) for m in self.state.moments],
             counts=torch.zeros_like(self.state.counts),
             step=torch.zeros_like(self.state.step),
-            buffers=[b.clone() for b in self.layout.buffer_values.values()],
+            buffers=self._first_buffers(),
             rng=rng,
             order=None if self.rows is None else Order.fresh(self.rows, int(self.recipe.batch_size or 0), seed),
         )
@@ -306,6 +312,12 @@ class Trainer:
         guide: Any = pair.guide
         functions = self.functions if pair is self.pair else _functions(pair)
 
+        first = FirstValues()
+
+        def gradient() -> None:
+            for function in functions:
+                loss_and_grads(function, pair.model, guide, [], batch)
+
         def run() -> None:
             guide_trace = poutine.trace(guide).get_trace(batch)
             model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
@@ -319,13 +331,30 @@ class Trainer:
                 else:
                     function(pair.model, guide, batch)
 
+        def run_and_find_averages() -> None:
+            with first:
+                run()
+            with stream(seeded(self.seed, self.device)):
+                found = find_averages(gradient, first)
+            for name in found:
+                del pyro.get_param_store()[name]
+            self.averages = {n: v.to(self.device, self.dtype) for n, v in found.items()}
+
         try:
             closures = (pair.model, guide, *functions)
-            return discover(run, closures, dtype=self.dtype, device=self.device, renew=renew)
+            return discover(run_and_find_averages, closures, dtype=self.dtype, device=self.device, renew=renew)
         except ZooError:
             raise
         except Exception as error:  # of the user's code
             raise pair_error(error, batch) from error
+
+    def _first_buffers(self) -> list[Tensor]:
+        return [b.clone() for b in (*self.layout.buffer_values.values(), *self.averages.values())]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Buffers of the pair's modules, in the layout's order."""
+        return self.state.buffers[: len(self.layout.buffers)]
 
     def check_rows(self) -> None:
         """Check the rows that the first mini-batch does not hold: shapes, arguments and supports.
@@ -342,10 +371,9 @@ class Trainer:
             drawn = poutine.trace(guide).get_trace(batch)
             return poutine.trace(poutine.replay(self.pair.model, trace=drawn)).get_trace(batch)
 
-        with self._world(validate=True), stream(seeded(self.seed, self.device)), torch.no_grad():
-            buffers = [b.clone() for b in self.state.buffers]
-            with self.layout.bind(self._leaves(self.state.theta), buffers):
-                check_rows(trace, self.data, whole=whole, batch_size=self.part.stop - self.part.start)
+        bound = self.layout.bind(self._leaves(self.state.theta), [b.clone() for b in self.buffers])
+        with self._world(validate=True), stream(seeded(self.seed, self.device)), torch.no_grad(), bound:
+            check_rows(trace, self.data, whole=whole, batch_size=self.part.stop - self.part.start)
 
     def _check_scale(self, model_trace: Any) -> None:
         """Raise unless something observed is scaled from this rank's rows to all: the parts would not add up."""
@@ -408,10 +436,13 @@ class Trainer:
             for _ in range(loss.steps):
                 leaves = self._leaves(theta)
                 kept = [b.clone() for b in buffers] if self.skip else []
-                with self.layout.bind(leaves, buffers, tracing=tracing):
+                own = len(self.layout.buffers)
+                with self.layout.bind(leaves, buffers[:own], tracing=tracing):
+                    put(self.averages, buffers[own:])
                     value, grads = loss_and_grads(
                         loss.function, self.pair.model, self.pair.guide, self._held(leaves), batch, kl
                     )
+                    buffers = buffers[:own] + take(self.averages)
                 gradient = torch.cat([g.reshape(-1) for g in grads])
                 if seen is not None:
                     seen.append((value, gradient))
@@ -650,7 +681,7 @@ class Trainer:
         ]
         if bad:
             return f"parameter '{bad[0]}' is not finite"
-        with stream(entry), torch.no_grad(), self.layout.bind(self._leaves(self.state.theta), self.state.buffers):
+        with stream(entry), torch.no_grad(), self.layout.bind(self._leaves(self.state.theta), self.buffers):
             guide_trace = poutine.trace(guide).get_trace(batch)
             model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
         for who, trace in (("guide", guide_trace), ("model", model_trace)):
