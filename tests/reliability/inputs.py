@@ -438,6 +438,10 @@ _BAD: dict[str, list[Any]] = {
     "weight_decay": [-1.0, float("nan"), "x"],
     "num_particles": [0, -1, 1.5, "x"],
     "target_accept": [0, 1, -1, 2, float("nan"), "x"],
+    "max_treedepth": [0, 21, 1.5, True, "x"],
+    "workers": [0, -1, 1.5, "x"],
+    "retry": [None, 1, "no"],
+    "low_rank_mass_matrix": [1, "no"],
     "chains": [0, -1, 1.5, True],
     "draws": [0, -1, 10**30, "x"],
     "tune": [-5, 10**30, 1.5],
@@ -451,10 +455,15 @@ _BAD: dict[str, list[Any]] = {
 }
 
 
+_OF_NUTS = (
+    "chains", "draws", "tune", "target_accept", "max_treedepth", "workers", "retry", "low_rank_mass_matrix",
+)  # fmt: skip
+
+
 def _bad_option(draw: Draw, kind: str) -> Call:
     name = draw(st.sampled_from(sorted(_BAD)))
     value = draw(st.sampled_from(_BAD[name]))
-    engine = "nuts" if name in ("chains", "draws", "tune", "target_accept") else "svi"
+    engine = "nuts" if name in _OF_NUTS else "svi"
     says = () if name in ("hyper", "init") else (name,)
     options = {"engine": engine, "steps": 2, "compile": False} | {name: value}
     return Call(kind, ("eight_schools",), options, says)

@@ -197,6 +197,9 @@ def fit(
         _check_real("target_accept", target_accept)
         if not 0 < target_accept < 1:
             raise DataError(f"target_accept is {target_accept}; allowed: a rate between 0 and 1")
+    for option, value in (("low_rank_mass_matrix", low_rank_mass_matrix), ("retry", retry)):
+        if not isinstance(value, bool) and (value is not None or option == "retry"):
+            raise DataError(f"{option} is {value!r}; allowed: True or False")
     if isinstance(max_treedepth, bool) or not isinstance(max_treedepth, int) or not 1 <= max_treedepth <= 20:
         raise DataError(f"max_treedepth is {max_treedepth!r}; allowed: a whole number from 1 to 20")
     _check_device(device)

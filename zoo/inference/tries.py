@@ -124,6 +124,8 @@ def away(found: Sequence[Arrays]) -> tuple[int, Why] | None:
     if not np.isfinite(mass.max()):
         return None
     inside = [k for k in range(len(found)) if mass[k] >= mass.max() - margin]
+    if len(inside) == len(found):
+        return None
     rest = np.concatenate([found[k]["flat"] for k in inside])
     levels = np.concatenate([found[k]["lp"] for k in inside])
     worst: tuple[float, int, Why] | None = None
@@ -176,7 +178,7 @@ def _entropy(flat: Any) -> float:
     spread = _spread(flat)
     if not (spread > 0).all():
         return -math.inf
-    total = 0.5 * size * math.log(2 * math.pi * math.e) + float(np.log(spread).sum())
+    total: float = 0.5 * size * math.log(2 * math.pi * math.e) + float(np.log(spread).sum())
     if size > 1 and draws >= 10 * size:
         total += 0.5 * float(np.linalg.slogdet(np.corrcoef(flat, rowvar=False))[1])
     return total
