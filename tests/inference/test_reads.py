@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
 import zoo
+from zoo.diagnostics.refits import _Refitter
 from zoo.errors import PairError
 from zoo.inference import compiled, program
 from zoo.inference.program import compile_function
@@ -73,6 +74,42 @@ def test_numbers_that_cannot_change_are_kept(uncompiled) -> None:
     assert ".item()" in mixed
     noise = reason_of(lambda x: x * torch.randn(()).item(), A, fixed={0})
     assert ".item()" in noise
+
+
+def masked(x, y):
+    return (x[y > 2] * y[y.nonzero()[:, 0]][:2].sum(),)
+
+
+def test_shapes_that_follow_numbers_are_those_of_fixed_inputs_or_refused(uncompiled) -> None:
+    y = torch.tensor([1.0, 3.0, 0.0, 5.0])
+    found = compile_function(masked, [A, y], fixed={1})
+    assert (found.reason, found.kept) == ("", True)
+    assert torch.equal(found.call(B, y)[0], masked(B, y)[0])
+    reason = compile_function(masked, [A, y], fixed={0}).reason
+    line = masked.__code__.co_firstlineno + 1
+    assert f"test_reads.py:{line} takes as many elements as numbers say, by a mask" in reason
+    assert "poutine.mask" in reason_of(lambda x: x * len(torch.unique(x)), A)
+
+
+def test_other_data_are_read_again(monkeypatch) -> None:
+    monkeypatch.setattr(program, "_ahead_of_time", lambda graph, *_: program.Program(graph))
+
+    def model(batch):
+        level = float(batch["y"].max())
+        with pyro.plate("datum", 4):
+            pyro.sample("y", dist.Normal(pyro.param("m", torch.tensor(0.0)) + level, 1.0), obs=batch["y"])
+
+    fits = []
+    for data in (B, A + 1):
+        fits.append(zoo.fit(Pair(model, lambda batch: None), {"y": data}, steps=5).losses)
+    posterior = zoo.fit(Pair(model, lambda batch: None), {"y": B}, steps=5)
+    assert posterior.info["compiled"], posterior.info["reason"]
+    refitter = _Refitter(posterior)
+    refits = []
+    for data in (B, A + 1):
+        refitter.fit({"y": data}, seed=0)
+        refits.append(torch.cat(refitter.trainer.state.history)[:, 0])
+    assert all(torch.equal(a, b) for a, b in zip(fits, refits, strict=True))
 
 
 def test_a_state_of_pythons_is_seen(uncompiled) -> None:

@@ -45,6 +45,23 @@ _READS = {
 }
 
 
+# What returns as many elements as some number says.
+_SHAPED = {
+    torch.nonzero,
+    torch.Tensor.nonzero,
+    torch.argwhere,
+    torch.Tensor.argwhere,
+    torch.masked_select,
+    torch.Tensor.masked_select,
+    torch.bincount,
+    torch.Tensor.bincount,
+    torch.unique,
+    torch.Tensor.unique,
+    torch.unique_consecutive,
+    torch.Tensor.unique_consecutive,
+}
+
+
 class Frozen(NotImplementedError):
     """A program uses numbers that a recorded graph would keep for ever."""
 
@@ -74,6 +91,10 @@ class Reads(TorchFunctionMode):
         mode = get_proxy_mode()
         if mode is None:
             return func(*args, **kwargs)
+        if func in _SHAPED or (func is torch.where and len(args) == 1):
+            return self._shaped(func, args, kwargs, mode.tracer)
+        if func is torch.Tensor.__getitem__:
+            args = (args[0], self._selected(args[1], mode.tracer))
         if func not in _READS:
             found = func(*args, **kwargs)
             if self.lines is not None:
@@ -89,6 +110,30 @@ class Reads(TorchFunctionMode):
         self.kept |= "fixed" in kinds
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
+
+    def _shaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tracer: Any) -> Any:
+        kinds = {self._kind(a, tracer) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
+        if "varies" in kinds:
+            raise Frozen(
+                f"{line_of(sys._getframe(1))} takes as many elements as numbers say, by a mask or {func.__name__}, "
+                "while a graph has one shape; keep all of them, and leave some out by torch.where or pyro.poutine.mask"
+            )
+        self.kept |= "fixed" in kinds
+        with disable_proxy_modes_tracing():
+            return func(*args, **kwargs)
+
+    def _selected(self, index: Any, tracer: Any) -> Any:
+        """Return an index with the positions of true elements in the place of masks."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if not any(isinstance(p, Tensor) and p.dtype in (torch.bool, torch.uint8) and p.dim() for p in parts):
+            return index
+        found: list[Any] = []
+        for part in parts:
+            if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and part.dim():
+                found += self._shaped(torch.where, (part,), {}, tracer)
+            else:
+                found.append(part)
+        return tuple(found)
 
     def _kind(self, tensor: Tensor, tracer: Any) -> str:
         """Return whether a tensor is a ``constant``, depends on ``fixed`` inputs alone, or ``varies``."""
