@@ -625,6 +625,19 @@ def _losses(held: HeldOut, labels: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray((distance / count - spread).reshape(labels.shape))
 
 
+def target_unit(posterior: Posterior) -> float:
+    """Return how many of the user's units one unit of the target is: what it was divided by when it was read.
+
+    Args:
+        posterior: A fit.
+
+    Returns:
+        The scale; 1 for classes, and where it is not known.
+    """
+    target = posterior.data.target
+    return 1.0 if target is None or target.categories is not None else float(target.scale)
+
+
 def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int = 1_000, seed: int = 0) -> Check:
     """Check that the scores of held-out rows are those that the prediction itself expects.
 
@@ -650,8 +663,9 @@ def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int 
         return _density_scores(posterior, task, num_draws, seed)
     held = held or held_out(posterior, num_draws=num_draws, seed=seed)
     kind = "Brier score" if held.probs is not None else "CRPS"
-    own = float(_losses(held, held.truth).mean())
-    expected = _losses(held, held.labels).mean(-1)
+    unit = 1.0 if held.probs is not None else target_unit(posterior)
+    own = unit * float(_losses(held, held.truth).mean())
+    expected = unit * _losses(held, held.labels).mean(-1)
     typical = float(expected.mean())
     p_value = _two_sided(own, expected)
     if held.probs is not None:
@@ -663,6 +677,7 @@ def scores(posterior: Posterior, *, held: HeldOut | None = None, num_draws: int 
             from scipy.special import logsumexp
 
             log_score = -float((logsumexp(held.log_prob, axis=0) - math.log(len(held.log_prob))).mean())
+            log_score += math.log(unit)
     off = abs(own - typical) / max(typical, 1e-12)
     much = off > (0.25 if own > typical else 0.5)
     verdict: Verdict = "fail" if p_value < 0.01 and much else "warn" if p_value < 0.05 and off > _SMALL_GAP else "pass"
@@ -1103,18 +1118,16 @@ def loo(posterior: Posterior, *, num_draws: int = 1_000, seed: int = 0) -> Check
     limit = khat_threshold(found.draws)
     bad = float((found.pareto_k > limit).mean())
     verdict: Verdict = "pass" if bad == 0 else "warn" if bad <= max(0.05, 1 / len(found.pareto_k)) else "fail"
+    value = {"share of rows with large k": bad, "largest k": float(found.pareto_k.max())}
+    if verdict != "fail":  # an estimate that cannot be trusted is no number to be read
+        total = found.total - found.num_data * math.log(target_unit(posterior))
+        value |= {"elpd": total, "standard error": found.se, "effective parameters": found.effective}
     return Check(
         name="loo",
         title="Can leave-one-out be trusted?",
         about="comparison",
         verdict=verdict,
-        value={
-            "elpd": found.total,
-            "standard error": found.se,
-            "effective parameters": found.effective,
-            "share of rows with large k": bad,
-            "largest k": float(found.pareto_k.max()),
-        },
+        value=value,
         threshold=f"share of rows with Pareto k above {limit:.2f}: warn above 0, fail above 5% and more than one row",
         source="Vehtari, Gelman, Gabry (2017), Statistics and Computing 27; limit of k: Vehtari et al. (2024), JMLR "
         "25(72); "

@@ -19,7 +19,7 @@ from zoo.diagnostics.adapter import _trace, sites
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, _judge, _needs_guide, axes, khat_threshold
 from zoo.diagnostics.labels import names
-from zoo.diagnostics.predictive import Loo, _per_row, leave_one_out
+from zoo.diagnostics.predictive import Loo, _per_row, leave_one_out, target_unit
 from zoo.diagnostics.uniformity import ecdf_band, ecdf_p_value
 from zoo.errors import ZooError
 from zoo.inference.laplace import is_laplace, with_laplace
@@ -709,7 +709,7 @@ def k_fold(
     error = math.sqrt(len(gap) * float(np.var(gap, ddof=1))) * share
     z = abs(difference) / max(error, 1e-12)
     verdict: Verdict = "warn" if abs(difference) > 4 and z > 3 else "pass"
-    total = float(found.sum())
+    total = float(found.sum()) - len(found) * math.log(target_unit(posterior))
     return Check(
         name="k_fold",
         title="What does cross-validation by refitting say?",

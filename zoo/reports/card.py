@@ -104,7 +104,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _of(table: Table) -> str:
     caption = f"{escape(table.caption)}\n\n" if table.caption else ""
-    return caption + _table(table.header, table.rows)
+    return caption + _table(table.header, table.rows) + (f"\n\n{escape(table.note)}" if table.note else "")
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> str:

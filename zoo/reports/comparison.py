@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.reports import figures
 from zoo.reports.page import Table, show
 from zoo.reports.parts import Parts
+from zoo.reports.words import definitions
 
 if TYPE_CHECKING:
     from zoo.diagnostics.compare import Comparison, Estimate, Fit
@@ -138,6 +139,7 @@ def tables(comparison: Comparison) -> dict[str, Table | None]:
             header,
             tuple((name.replace("_", " "), *(_with_error(fit.scores.get(name)) for fit in fits)) for name in names),
             f"Scores on {comparison.held_out:,} {comparison.split} rows, with standard errors.",
+            note=definitions(name.replace("_", " ") for name in names),
         )
         if len(fits) > 1:
             gaps = Table(

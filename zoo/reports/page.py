@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 from zoo.reports import illustrate, rst
 from zoo.reports.figures import Drawing
 from zoo.reports.parts import Parts
+from zoo.reports.words import abbreviated, definitions
 
 if TYPE_CHECKING:
     from zoo.diagnostics import Check, Diagnosis
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Table", "content", "render", "show"]
 
+_OF_TRUSTED_FITS = ("elpd", "standard error", "effective parameters")  # hidden where the fit did not come to its end
 _ROWS = 60  # most rows of a site shown one by one
 _MOST_VALUES = 12  # of a sequence in one cell of a table
 LEVELS = {"usable": "pass", "usable with care": "warn", "do not use": "fail"}
@@ -48,12 +50,14 @@ class Table:
         rows: Cells as text; a row of one cell is a heading within the table.
         caption: Sentence above it.
         text: Whether its cells are text rather than numbers.
+        note: Sentence below it.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     text: bool = False
+    note: str = ""
 
 
 def show(value: Any, digits: int = 4) -> str:
@@ -396,7 +400,7 @@ def content(
     measured, why = parts.make("the scores", lambda: _measured(posterior, seed), ({}, ""))
     own = illustrate.checks(posterior, diagnosis, parts)
     drawn = {d.name: d for d in illustrate.inference(posterior, exported, small, parts)}
-    checks = [_check(c) for c in diagnosis.checks]
+    checks = [_check(c, meaningless=_meaningless(diagnosis)) for c in diagnosis.checks]
     groups = _grouped(checks, diagnosis, drawn, own)
     placed = {c["drawing"].name for group in groups for c in group["checks"] if c["drawing"] is not None}
     figures = {
@@ -535,6 +539,7 @@ def render(page: Mapping[str, Any], template: str = "report.html.j2") -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["abbr"] = abbreviated
     css = (folder / "report.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(**page, css=css)
 
@@ -607,13 +612,24 @@ def _score_table(scores: Mapping[str, Mapping[str, Any]]) -> Table | None:
     names = list(dict.fromkeys(k for v in scores.values() for k in v))
     rows = tuple((name.replace("_", " "), *(show(v.get(name)) for v in scores.values())) for name in names)
     return Table(
-        ("score", *scores), rows, "Scores of the posterior predictive distribution on rows held out of the fit."
+        ("score", *scores),
+        rows,
+        "Scores of the posterior predictive distribution on rows held out of the fit.",
+        note=definitions(row[0] for row in rows),
     )
 
 
-def _check(check: Check) -> dict[str, Any]:
+def _meaningless(diagnosis: Diagnosis) -> bool:
+    """Say whether the fit did not come to its end, so that what is computed from its draws measures nothing."""
+    return bool(diagnosis.answers) and diagnosis.answers[0].use == "do not use"
+
+
+def _check(check: Check, *, meaningless: bool = False) -> dict[str, Any]:
     level = "skipped" if check.verdict == "not run" else check.verdict
-    value, headline = check.value, check.value
+    value = check.value
+    if meaningless and check.about != "parameters" and isinstance(value, Mapping):
+        value = {k: v for k, v in value.items() if "p-value" not in k and k not in _OF_TRUSTED_FITS}
+    headline = value
     if isinstance(value, Mapping):
         headline = next((f"{k}: {show(v, 3)}" for k, v in value.items()), None)
         value = " · ".join(f"{k}: {show(v, 3)}" for k, v in value.items())

@@ -27,11 +27,14 @@ _SIGNS = (
     "∼ sim ≈ approx ∝ propto ≤ le ≤ leq ≥ ge ≥ geq ≠ ne ≠ neq → to ↦ mapsto ∈ in ∉ notin ∑ sum ∏ prod ∫ int ∞ infty "
 )
 _SIGNS += "· cdot ⋯ cdots … dots … ldots × times ⊙ odot ⊗ otimes ⊕ oplus ± pm | mid | vert ‖ Vert ⊤ top * ast ∘ circ "
-_SIGNS += "∂ partial ∇ nabla √ surd ≡ equiv ⊂ subset ∪ cup ∩ cap ∀ forall ∥ parallel ≪ ll ≫ gg"
+_SIGNS += "∂ partial ∇ nabla √ surd ≡ equiv ⊂ subset ∪ cup ∩ cap ∀ forall ∥ parallel ≪ ll ≫ gg "
+_SIGNS += "⌈ lceil ⌉ rceil ⌊ lfloor ⌋ rfloor ‖ lVert ‖ rVert"
 _WORDS = (_LOWER + _UPPER + _SIGNS).split()
 _COMMANDS = dict(zip(_WORDS[1::2], _WORDS[::2], strict=True)) | {
     **{name: name for name in ("log", "exp", "max", "min", "tanh", "sin", "cos", "tan", "det", "arg")},
-    **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "!", "displaystyle"), ""),
+    **dict.fromkeys(
+        ("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "!", "displaystyle", "textstyle"), ""
+    ),
     **dict.fromkeys((",", ";", ":", " ", ">"), " "),
     **{name: name for name in ("{", "}", "%", "_", "&", "#")},
     "quad": "  ",
@@ -153,20 +156,17 @@ def _display(tex: str) -> str:
 
 
 def _picture(tex: str) -> str:
-    simple = (
-        tex
-        .replace(r"\tfrac", r"\frac")
-        .replace(r"\dfrac", r"\frac")
-        .replace(r"\lVert", r"\Vert")
-        .replace(r"\rVert", r"\Vert")
-    )
+    simple = re.sub(r"\\[td]frac(?![a-zA-Z])", r"\\frac", tex)
+    simple = re.sub(r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", simple)  # TeX takes single letters without braces
+    simple = re.sub(r"\\(le|ge|ne)(?![a-zA-Z])", r"\\\1q", simple)
+    simple = re.sub(r"\\[lr]Vert(?![a-zA-Z])", r"\\Vert", simple)
     simple = (
         re
         .sub(r"\\text(rm)?\{", r"\\mathrm{", simple)
         .replace(r"\operatorname{", r"\mathrm{")
         .replace(r"\bm{", r"\mathbf{")
     )
-    simple = re.sub(r"\\(bigl?|bigr|Bigl?|Bigr|biggl?|biggr)\b", "", simple)
+    simple = re.sub(r"\\(bigl?|bigr|Bigl?|Bigr|biggl?|biggr|textstyle|displaystyle)(?![a-zA-Z])", "", simple)
     try:
         with mpl.rc_context({"svg.fonttype": "path", "mathtext.fontset": "cm", "svg.hashsalt": tex}):
             figure = Figure(figsize=(0.1, 0.1))
@@ -181,7 +181,7 @@ def _picture(tex: str) -> str:
                 metadata={"Date": None, "Creator": None},
             )
     except (ValueError, RuntimeError):
-        return f"<p><code>{html.escape(tex)}</code></p>"
+        return f"<p>{formula(tex)}</p>"
     svg = buffer.getvalue()
     svg = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL
@@ -194,7 +194,7 @@ def _picture(tex: str) -> str:
     assert head is not None
     size = re.search(r'viewBox="[\d.-]+ [\d.-]+ ([\d.]+) ([\d.]+)"', head[0])
     assert size is not None
-    label = html.escape(tex, quote=True)
+    label = html.escape(formula(tex, markup=False), quote=True)
     width, height = float(size[1]) * 1.25, float(size[2]) * 1.25
     shape = f'width="{width:.1f}" height="{height:.1f}" viewBox="0 0 {size[1]} {size[2]}"'
     opening = f'<svg role="img" aria-label="{label}" {shape}>'
