@@ -24,6 +24,8 @@ __all__ = ["Shown", "figure", "show_effects", "table"]
 _FIRST = 25  # rows of the table that stand open on the page
 _PANEL = 45  # rows of one forest plot; more stand in panels beside each other
 
+_INDENT = "\N{EM SPACE}"  # of a category below its column
+
 _ORDER = {
     "size": "sorted by the size of the effect of one standard deviation of the feature",
     "sign": "sorted by how probable the sign is",
@@ -39,6 +41,7 @@ class Shown:
         first: The first rows.
         rest: All others; ``None`` if there are none.
         drawing: The forest plot.
+        beside: Whether the figure has room beside the table.
         note: Sentences on how to read the table.
         frame: What :func:`zoo.diagnostics.effects.effects` returned.
     """
@@ -46,6 +49,7 @@ class Shown:
     first: Table
     rest: Table | None
     drawing: Drawing
+    beside: bool
     note: str
     frame: pd.DataFrame
 
@@ -78,7 +82,9 @@ def show_effects(posterior: Posterior, *, num_draws: int = 4_000, seed: int = 0)
     cut = len(whole.rows) > _FIRST + 5
     rest = Table(whole.header, whole.rows[_FIRST:], f"The other {len(whole.rows) - _FIRST} rows") if cut else None
     first = Table(whole.header, whole.rows[:_FIRST] if cut else whole.rows, whole.caption)
-    return Shown(first=first, rest=rest, drawing=figure(frame), note=_note(frame), frame=frame)
+    drawing = figure(frame)
+    beside = not drawing.wide and frame.attrs["link"] == "identity"
+    return Shown(first=first, rest=rest, drawing=drawing, beside=beside, note=_note(frame), frame=frame)
 
 
 def table(frame: pd.DataFrame) -> Table:
@@ -105,7 +111,11 @@ def table(frame: pd.DataFrame) -> Table:
         else:
             spread = (row["per sd 95%"] - row["per sd 5%"]) / 3.3
             numbers.append(fixed(row["per sd"], decimals(spread)))
-        rows.append((row["level"] or row["feature"], *numbers, _probability(row["sign"])))
+        rows.append((
+            f"{_INDENT}{row['level']}" if row["level"] else row["feature"],
+            *numbers,
+            _probability(row["sign"]),
+        ))
     caption = (
         f"Effect on {frame.attrs['target']}, {_ORDER[frame.attrs['order']]}: posterior mean, standard deviation (sd)"
     )
@@ -152,7 +162,7 @@ def figure(frame: pd.DataFrame) -> Drawing:
         *columns.T,
         name="effects",
         title=f"Effect of one standard deviation of each feature on {frame.attrs['target']}",
-        units=f"change of {frame.attrs['target']} per standard deviation",
+        units="effect of one standard deviation",
         panel=_PANEL,
     )
 

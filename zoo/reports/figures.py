@@ -753,7 +753,7 @@ def overlay(
             ax.set_yticks([])
             ax.set_ylabel("density")
             ax.set_xlim(edges[0], edges[-1])
-            ax.set_ylim(0, 1.3 * max(float(seen.max()), float(top.max())))
+            ax.set_ylim(0, 1.5 * max(float(seen.max()), float(top.max())))  # room for the legend
             ax.xaxis.set_major_locator(MaxNLocator(6))
             _plain(ax.xaxis)
         ax.set_xlabel(label)

@@ -462,6 +462,7 @@ def content(
         },
         "contents": [(id_, name) for id_, name in contents if not absent.get(id_)],
         "effects": effects,
+        "unread": any(a.name == "parameters" and a.use == "do not use" for a in diagnosis.answers),
         "fit": _fit_rows(posterior, sizes),
         "hyper": hyper,
         "interest": interest,
