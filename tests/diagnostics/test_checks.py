@@ -595,6 +595,23 @@ def test_chains_that_were_drawn_again_are_told():
     assert found[0].reason == "r_hat pass. The sampler drew chains again before that (divergences 2, apart 1)."
 
 
+@pytest.mark.parametrize(
+    ("central", "checked", "use"),
+    [
+        (0.4, {"calibration": "pass", "scores": "pass"}, "usable"),
+        (0.001, {"calibration": "pass", "scores": "pass"}, "usable with care"),
+        (0.4, {"calibration": "warn", "scores": "pass"}, "usable with care"),
+        (0.4, {"calibration": "pass"}, "usable with care"),
+        (0.4, {}, "usable with care"),
+    ],
+)
+def test_extremes_that_are_missed_are_told_where_new_rows_confirm_the_rest(central, checked, use):
+    missed = dataclasses.replace(made(predictive_check="warn")[0], value={"without extremes": central})
+    found = answers([*made(r_hat="pass", **checked), missed], Facts(sampled=True))[2]
+    assert found.use == use
+    assert "predictive_check warn." in found.reason or "calibration" in found.reason
+
+
 def test_many_checks_do_not_hide_a_fault():
     rest = [dataclasses.replace(c, p_value=0.5) for c in made(scores="pass", predictive_check="pass")]
     fit, parameters, predictions = answers(

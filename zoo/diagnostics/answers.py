@@ -245,8 +245,15 @@ def _predictions(ran: Mapping[str, Check], facts: Facts, fit: Answer, parameters
             used[name] = dataclasses.replace(used[name], verdict="warn")
     new_rows = [n for n in ("calibration", "scores") if n in used]
     replicated = used.get("predictive_check")
-    if new_rows and replicated is not None and replicated.verdict == "fail":
-        used["predictive_check"] = dataclasses.replace(replicated, verdict="warn")
+    note = ""
+    if new_rows and replicated is not None and replicated.verdict != "pass":
+        held = all(used[n].verdict == "pass" for n in new_rows) and len(new_rows) > 1
+        if held and _of_the_extremes(replicated):
+            # What new rows confirm is usable, except for what they are too few to show.
+            note = f" {replicated.explanation}"
+            used["predictive_check"] = dataclasses.replace(replicated, verdict="pass")
+        else:
+            used["predictive_check"] = dataclasses.replace(replicated, verdict="warn")
     if not used:
         return _answer("predictions", "not examined", "No check compared predictions with data.", ())
     use = _use(used.values())
@@ -263,7 +270,13 @@ def _predictions(ran: Mapping[str, Check], facts: Facts, fit: Answer, parameters
             "others.",
             used,
         )
-    return _answer("predictions", use, _positive(used, _PREDICTIONS), used)
+    return _answer("predictions", use, _positive(used, new_rows or _PREDICTIONS) + note, used)
+
+
+def _of_the_extremes(replicated: Check) -> bool:
+    """Return whether replicated data differ from the observed ones in their smallest and largest values alone."""
+    value = replicated.value if isinstance(replicated.value, Mapping) else {}
+    return float(value.get("without extremes", 0.0)) > LEVEL
 
 
 def _doubted(facts: Facts, fit: Answer, parameters: Answer, new_rows: bool) -> tuple[Use, str]:

@@ -138,7 +138,7 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         title="Does the fitted model reproduce the data?",
         about="predictions",
         verdict=verdict,
-        value={"joint p-value": least}
+        value={"joint p-value": least, "without extremes": found.central}
         | ({"p-values": found.p_values} if few else {"smallest p-value": found.p_values[worst], "of": worst}),
         p_value=least,
         threshold="p-value of the most deviating statistic among as many: warn below 0.05, fail below 0.01 where "
