@@ -212,7 +212,7 @@ class Watch:
         Returns:
             The new value of every parameter, under its ``id``, of the layers that can (``reset_parameters``).
         """
-        found = {}
+        found: dict[int, Tensor] = {}
         for module in self.modules:
             reset = getattr(module, "reset_parameters", None)
             managed = isinstance(module, PyroModule) and (module._pyro_params or module._pyro_samples)
@@ -225,8 +225,8 @@ class Watch:
                 continue
             state = module.__dict__
             own, buffers = state["_parameters"], state["_buffers"]
-            new = {k: None if p is None else nn.Parameter(p.detach().clone()) for k, p in own.items()}
-            state["_parameters"] = new
+            new = {k: nn.Parameter(p.detach().clone()) for k, p in own.items() if p is not None}
+            state["_parameters"] = {**own, **new}
             state["_buffers"] = {k: None if b is None else b.clone() for k, b in buffers.items()}
             try:
                 reset()
