@@ -14,7 +14,7 @@ import torch
 from zoo.diagnostics.adapter import take_rows
 from zoo.diagnostics.check import NotApplicable, jsonable
 from zoo.diagnostics.inference import affordable, khat_threshold
-from zoo.diagnostics.predictive import Loo, leave_one_out
+from zoo.diagnostics.predictive import Loo, leave_one_out, target_unit
 from zoo.errors import DataError
 from zoo.inference.predictive import Prediction
 
@@ -231,7 +231,8 @@ def comparison(
         else:
             bad = float((loo.pareto_k > khat_threshold(loo.draws)).mean())
             if bad <= max(_MOST_BAD, 1 / len(loo.pareto_k)):
-                densities[label], elpd = loo, Estimate(loo.total, loo.se)
+                unit = loo.num_data * math.log(target_unit(posterior))  # in the unit of the scores
+                densities[label], elpd = loo, Estimate(loo.total - unit, loo.se)
             else:
                 why = f"it is unreliable in {bad:.1%} of the rows (Pareto k too large)"
         scores, replicates[label] = _scores(posterior, held, num_draws, seed)
