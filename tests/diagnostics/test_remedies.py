@@ -65,12 +65,29 @@ def parses(command: str) -> dict[str, Any]:
     return dict(sub.make_context("fit", words[2:], resilient_parsing=False).params)
 
 
+def test_every_option_without_a_value_is_known() -> None:
+    """Or the word after it would be taken for its value, and a command would lose its method."""
+    group: Any = typer.main.get_command(cli.app)
+    options = [p for p in group.get_command(None, "fit").params if p.param_type_name == "option"]
+    flags = {name for p in options if p.is_flag for name in (*p.opts, *p.secondary_opts)}
+    assert flags - {"--help"} <= remedies._FLAGS
+
+
+def test_another_engine_drops_the_flags_of_the_first() -> None:
+    told = "zoo fit horseshoe_regression --data diabetes --no-retry --diagonal-mass-matrix --draws 50"
+    nuts = fake(info={"command": told, "draws": 50})
+    assert remedies.fit_command(nuts, {"engine": "svi"}) == (
+        "zoo fit horseshoe_regression --data diabetes --engine svi"
+    )
+
+
 def test_divergences_ask_for_smaller_steps() -> None:
     found = tried(fake(), check("divergences"))
     assert found.command == ("zoo fit horseshoe_regression --data diabetes --engine nuts --seed 3 --target-accept 0.95")
     assert found.python == ("zoo.fit('horseshoe_regression', 'diabetes', engine='nuts', seed=3, target_accept=0.95)")
+    assert parses(found.command)["target_accept"] == 0.95
     again = tried(fake(info={"target_accept": 0.95}), check("divergences"))
-    assert again.command.endswith("--target-accept 0.99")
+    assert parses(again.command)["target_accept"] == 0.99
 
 
 def test_short_chains_ask_for_longer_ones() -> None:

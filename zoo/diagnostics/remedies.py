@@ -28,9 +28,12 @@ _NUTS_ONLY = (
     "workers",
     "retry",
 )
-# Options of the command line that take no value.
-_FLAGS = frozenset({"--overwrite", "--skip-nonfinite", "--checkpoint", "--no-compile", "--report", "--no-report"})
-_FLAGS |= {"--low-rank-mass-matrix", "--diagonal-mass-matrix", "--no-retry"}
+# Options of the command line that take no value: of the sampler, and all others.
+_NUTS_FLAGS = ("--low-rank-mass-matrix", "--diagonal-mass-matrix", "--no-retry")
+_FLAGS = frozenset({
+    *_NUTS_FLAGS, "--overwrite", "--skip-nonfinite", "--checkpoint", "--no-compile", "--report", "--no-report",
+    "--day-first", "--month-first",
+})  # fmt: skip
 _ACCEPT = (0.95, 0.99)
 _MOST_FOR_NUTS = 2_000  # latent elements up to which chains are worth proposing
 _OF_THE_GUIDE = frozenset({
@@ -216,10 +219,11 @@ def fit_command(posterior: Posterior, changes: Mapping[str, Any]) -> str:
     if name != given[0]:
         # Another method has its own engine, recipe and hyper-parameters.
         ours = {_flag(k) for k in (*_SVI_ONLY, *_NUTS_ONLY, "engine", "hyper", "dtype", "skip_nonfinite")}
+        ours |= set(_NUTS_FLAGS)
         options = [(k, v) for k, v in options if k not in ours]
     elif engine != posterior.engine:
         other = _SVI_ONLY if engine == "nuts" else _NUTS_ONLY
-        ours = {_flag(k) for k in (*other, "dtype", "skip_nonfinite")}
+        ours = {*(_flag(k) for k in (*other, "dtype", "skip_nonfinite")), *_NUTS_FLAGS}
         options = [(k, v) for k, v in options if k not in ours]
     for key, value in changes.items():
         if key == "hyper":
