@@ -184,3 +184,11 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
     schools = zoo.fit("eight_schools", engine="svi", steps=5, compile=False)
     with pytest.raises(DataError, match="is for meta_analysis; a table is predicted for regression"):
         schools.predict_table(make(5, 9))
+
+
+def test_classes_are_predicted_after_nuts() -> None:
+    data = zoo.datasets.read(make(40, 3), "bought", drop=["key", "price"])
+    fitted = zoo.fit("horseshoe_regression", data, chains=1, tune=5, draws=5, compile=False)
+    frame = fitted.predict_table(make(6, 4).drop(columns="bought"))
+    assert list(frame) == ["row", "class", "p_no", "p_yes"]
+    assert frame["p_yes"].between(0, 1).all()

@@ -124,6 +124,7 @@ class Runs:
     train: Batch | None = None
     _drawn: dict[str, int] | None = field(default=None, init=False, repr=False)
     _unsteady: str = field(default="", init=False, repr=False)
+    _targets: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _depths: dict[frozenset[str], int | None] = field(default_factory=dict, init=False, repr=False)
 
     @contextmanager
@@ -157,6 +158,8 @@ class Runs:
         self._drawn = drawn_plates(self._programs, batch)
         with all_rows(frozenset(self._drawn)), suppress(Exception):  # what it raises, whoever uses it will see
             self._unsteady = unsteady_site(self.pair.model, batch)
+        with all_rows(frozenset(self._drawn)), suppress(Exception):
+            self._targets = frozenset(_observed(poutine.trace(self.pair.model).get_trace(batch).nodes))
 
     def check_columns(self, batch: Batch) -> None:
         """Raise unless the columns of what is observed are the rows of a batch, in order.
@@ -325,7 +328,8 @@ class Runs:
         if key not in self._depths:
             nodes = poutine.trace(poutine.condition(self.pair.model, data=dict(latents))).get_trace(batch).nodes
             sampled = {n: s for n, s in nodes.items() if s["type"] == "sample"}
-            own = any(s["infer"].get("enumerate") and n not in latents for n, s in sampled.items())
+            given_sites = {*latents, *self._targets}  # a target that is absent is predicted, not summed out
+            own = any(s["infer"].get("enumerate") and n not in given_sites for n, s in sampled.items())
             frames = (f for s in sampled.values() for f in s["cond_indep_stack"] if f.vectorized)
             given = objective.max_plate_nesting if isinstance(objective, Elbo) else None
             depth = max((-f.dim for f in frames), default=0)
@@ -412,7 +416,8 @@ class Runs:
             trace = self.model_trace(first, batch, observed=False)
         for name in trace.stochastic_nodes:
             site = trace.nodes[name]
-            inner = site["infer"].get("enumerate") is not None or site["infer"].get("imputes")
+            summed = site["infer"].get("enumerate") is not None and name not in self._targets
+            inner = summed or site["infer"].get("imputes")
             if name not in first and not _subsample(site) and not inner:
                 site["is_observed"] = True
         return trace
