@@ -174,11 +174,16 @@ def test_eight_schools_against_published_summaries():
 
 
 def test_centred_eight_schools_diverges():
-    for seed in range(2):
-        samples = nuts.sample(lambda b: schools(b, True), SCHOOLS, seed=seed, target_accept=0.8)
-        assert int(samples.stats["diverging"].sum()) >= 10
-        assert samples.info["divergences"] == int(samples.stats["diverging"].sum())
-        assert samples.info["tries"] == []
+    # One run may see few: which trajectories enter the funnel's neck turns on rounding, so runs are taken together.
+    counts = {True: 0, False: 0}
+    for centred in counts:
+        for seed in range(4):
+            samples = nuts.sample(lambda b: schools(b, centred), SCHOOLS, seed=seed, target_accept=0.8)  # noqa: B023
+            counts[centred] += int(samples.stats["diverging"].sum())
+            assert samples.info["divergences"] == int(samples.stats["diverging"].sum())
+            assert samples.info["tries"] == []
+    assert counts[True] >= 40
+    assert counts[True] > 3 * counts[False]
 
 
 def test_smaller_steps_do_not_hide_a_funnel():
