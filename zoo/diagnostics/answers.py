@@ -306,7 +306,7 @@ def _counted(ran: Mapping[str, Check], names: Sequence[str]) -> dict[str, Check]
         if verdict == "pass":
             continue
         left = "pass" if p_value > LEVEL else "warn" if p_value > LEVEL / 5 else verdict
-        mine[name] = dataclasses.replace(mine[name], verdict=left)  # type: ignore[arg-type]
+        mine[name] = dataclasses.replace(mine[name], verdict=left)
     return mine
 
 

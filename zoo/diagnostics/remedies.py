@@ -267,7 +267,8 @@ def _words(posterior: Posterior) -> list[str]:
 
 def _parsed(words: Sequence[str]) -> tuple[str, list[tuple[str, str | None]]]:
     """Return the method and the options of a command, each with its value."""
-    name, found = "", []
+    name = ""
+    found: list[tuple[str, str | None]] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
