@@ -339,9 +339,10 @@ def compile_to(graph: fx.GraphModule, example: Sequence[Tensor], options: Mappin
         path: Where to; it is complete as soon as it is there.
     """
     settings = {k: v for k, v in {**_SETTINGS, **options}.items() if k in _known_options()}
-    log = logging.getLogger("torch._inductor.ir")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it names every operation that goes through torch's dispatcher
+    # One names every operation that goes through torch's dispatcher; the other, that a build for CUDA finds no GPU.
+    levels = {log: log.level for log in map(logging.getLogger, ("torch._inductor.ir", "torch.utils.cpp_extension"))}
+    for log in levels:
+        log.setLevel(logging.ERROR)
     bridge = threading.Thread(target=_quietly, args=(_bridge,))  # meanwhile, on another core
     bridge.start()
     try:
@@ -349,7 +350,8 @@ def compile_to(graph: fx.GraphModule, example: Sequence[Tensor], options: Mappin
             warnings.simplefilter("ignore")
             built = Path(str(torch._inductor.aot_compile(graph, tuple(example), options=settings)))
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
         bridge.join()
     for suffix in (".json", ".so"):  # the first says which operations go through torch's dispatcher, if any
         if built.with_suffix(suffix).exists():
