@@ -27,6 +27,7 @@ from zoo.diagnostics import _arviz
 from zoo.diagnostics.labels import dimension
 from zoo.errors import DataError, ZooError
 from zoo.inference.predictive import Replicate, given_draws
+from zoo.inference.sites import innermost, is_plate, kind, observed_value
 
 if TYPE_CHECKING:
     import arviz as az
@@ -99,25 +100,26 @@ def sites(posterior: Posterior, batch: Batch, draw: Mapping[str, Tensor]) -> dic
     row_plates = {
         name
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and _is_plate(node) and rows is not None and _same(node["value"], rows)
+        if node["type"] == "sample" and is_plate(node) and rows is not None and _same(node["value"], rows)
     }
     found: dict[str, Site] = {}
     taken = set(trace.nodes) | {"chain", "draw"}
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or _is_plate(node):
+        if node["type"] != "sample" or is_plate(node):
             continue
-        shape = tuple(node["value"].shape)
+        what = _kind(name, node, draw)
+        shape = tuple((observed_value(node) if what == "observed" else node["value"]).shape)
         event_ndim = len(node["fn"].event_shape)
         frames = [f for f in node["cond_indep_stack"] if f.vectorized]
         batch_ndim = len(shape) - event_ndim
         # pyro.deterministic without event_dim calls every axis an event; the plates around it still name their axes.
-        whole = not batch_ndim and all(-f.dim <= len(shape) and shape[f.dim] == f.size for f in frames)
-        base = len(shape) if _is_deterministic(node) and whole else batch_ndim
+        whole = not batch_ndim and all(-f.dim <= len(shape) and f.size in (-1, shape[f.dim]) for f in frames)
+        base = len(shape) if what == "deterministic" and whole else batch_ndim
         names: list[str | None] = [None] * len(shape)
         row_axis = None
         for frame in frames:
             axis = base + frame.dim
-            if axis < 0 or shape[axis] != frame.size:
+            if axis < 0 or frame.size not in (-1, shape[axis]):  # a plate without a size takes that of the data
                 continue
             names[axis] = frame.name
             if frame.name in row_plates:
@@ -135,7 +137,7 @@ def sites(posterior: Posterior, batch: Batch, draw: Mapping[str, Tensor]) -> dic
             unique.append(f"{name}_dim_{i}" if clash else str(label))
         found[name] = Site(
             name=name,
-            kind=_kind(name, node, draw),
+            kind=what,
             shape=shape,
             dims=tuple(unique),
             batch_ndim=batch_ndim,
@@ -147,27 +149,10 @@ def sites(posterior: Posterior, batch: Batch, draw: Mapping[str, Tensor]) -> dic
 def _kind(name: str, node: Any, draw: Mapping[str, Tensor]) -> Kind:
     if name in draw:
         return "latent"
-    if _is_deterministic(node):
-        return "deterministic"
-    if type(_base(node["fn"])).__name__ == "Unit":
-        return "factor"
-    if node["is_observed"] or node["infer"].get("was_observed"):
-        return "observed"
+    found = kind(node)
+    if found in ("deterministic", "factor", "observed"):
+        return found
     return "enumerated" if node["infer"].get("enumerate") == "parallel" else "latent"
-
-
-def _is_plate(node: Any) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
-
-
-def _is_deterministic(node: Any) -> bool:
-    return bool(node["infer"].get("_deterministic", False))
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _same(a: Any, b: Tensor) -> bool:
@@ -181,7 +166,7 @@ def _trace(model: Callable[..., Any], batch: Batch, draw: Mapping[str, Tensor], 
     if not observed:
         for name, node in trace.nodes.items():
             # Such a density draws stand-ins, so that a model runs at all; data simulated from them mean nothing.
-            if node["type"] == "sample" and name not in draw and getattr(_base(node["fn"]), "improper", False):
+            if node["type"] == "sample" and name not in draw and getattr(innermost(node["fn"]), "improper", False):
                 raise NotImplementedError(f"that of '{name}' is improper")
     return trace
 
@@ -220,6 +205,7 @@ def evaluate(
     batch: Batch,
     draws: Mapping[str, Tensor],
     *,
+    count: int = 1,
     seed: int = 0,
     predictive: bool = True,
     max_bytes: int = 2**28,
@@ -230,6 +216,7 @@ def evaluate(
         posterior: A fit.
         batch: Batch with targets.
         draws: Latent site -> ``(n, *site shape)``.
+        count: Draws :math:`n` of a model without latents.
         seed: Of the replicated data.
         predictive: Whether data are replicated.
         max_bytes: Memory of one vectorised block of draws, about.
@@ -277,7 +264,7 @@ def evaluate(
             out |= {f"new/{n}": replicated[n]["value"] for n in seen}
         return out
 
-    count = len(next(iter(draws.values()))) if draws else 1
+    count = len(next(iter(draws.values()))) if draws else count
     values = posterior.runs.map(one, count, draws, seed=given_draws(seed), max_bytes=max_bytes)
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -352,7 +339,7 @@ def _summed(value: Tensor, axis: int) -> Tensor:
 
 
 def log_likelihood(
-    posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor], *, max_bytes: int = 2**28
+    posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor], *, count: int = 1, max_bytes: int = 2**28
 ) -> dict[str, Tensor]:
     r"""Evaluate the log density of every datum at every draw, enumerated latents summed out.
 
@@ -362,12 +349,13 @@ def log_likelihood(
         posterior: A fit.
         batch: Batch with targets.
         draws: Latent site -> ``(n, *site shape)``.
+        count: Draws :math:`n` of a model without latents.
         max_bytes: Memory of one vectorised block of draws, about.
 
     Returns:
         Observed site -> ``(n, *batch shape)``; masked data count zero, and no plate scales anything.
     """
-    return evaluate(posterior, batch, draws, predictive=False, max_bytes=max_bytes).log_likelihood
+    return evaluate(posterior, batch, draws, count=count, predictive=False, max_bytes=max_bytes).log_likelihood
 
 
 def _log_prob(node: Any) -> Tensor:
@@ -413,7 +401,7 @@ def _marginal(
     found: dict[str, _Marginal] = {}
     groups: list[tuple[set[str], list[str]]] = []  # enumeration symbols, sites
     for name, node in trace.nodes.items():
-        if node["type"] != "sample" or _is_plate(node) or _is_deterministic(node):
+        if node["type"] != "sample" or is_plate(node) or kind(node) == "deterministic":
             continue
         symbols = sum_dims & set(node["packed"]["unscaled_log_prob"]._pyro_dims)
         data = name in local or (name not in draw and node["is_observed"] and _kind(name, node, draw) == "observed")
@@ -594,10 +582,10 @@ def _groups(
         block = max(1, min(num_draws, _MOST_NUMBERS // (4 * max(latent_size, 1))))
         for start in range(0, num_draws, block):
             size = min(block, num_draws - start)
-            groups.add_posterior(posterior.draws(size, batch=batch, seed=seed + start), seed + start)
+            groups.add_posterior(posterior.draws(size, batch=batch, seed=seed + start), size, seed + start)
     else:
         shape = tuple(next(iter(chains.values())).shape[:2])  # type: ignore[assignment]
-        groups.add_posterior({k: v.flatten(0, 1) for k, v in chains.items()}, seed)
+        groups.add_posterior({k: v.flatten(0, 1) for k, v in chains.items()}, num_draws, seed)
     groups.add_prior(num_draws, seed)
 
     built = {
@@ -680,9 +668,9 @@ class _Groups:
             return
         store.setdefault(name, []).append(array.numpy())
 
-    def add_posterior(self, draws: Mapping[str, Tensor], seed: int) -> None:
-        """Add one block of draws and everything that the model says at them."""
-        found = evaluate(self.posterior, self.batch, draws, seed=seed)
+    def add_posterior(self, draws: Mapping[str, Tensor], num: int, seed: int) -> None:
+        """Add one block of draws, ``num`` where nothing is latent, and everything that the model says at them."""
+        found = evaluate(self.posterior, self.batch, draws, count=num, seed=seed)
         for name in (n for n in draws if n in self.known):
             self.add("posterior", name, draws[name])
         for part in (found.deterministics, found.enumerated):
@@ -728,6 +716,8 @@ class _Groups:
         for name, blocks in stored.items():
             value = np.concatenate(blocks)
             own = (dims if group == "log_likelihood" else self.dims)[name]
+            if len(own) != value.ndim - 1:  # replicates of another shape than the data
+                own = tuple(f"{name}_{group}_dim_{i}" for i in range(value.ndim - 1))
             arrays[name] = (("chain", "draw", *own), value.reshape(*shape, *value.shape[1:]))
         return self._build(arrays, drawn=True)
 
@@ -740,7 +730,7 @@ class _Groups:
             return None
         with self.posterior.runs.bound(), stream(seeded(0, self.posterior.runs.device)):
             nodes = _trace(self.posterior.runs.pair.model, self.batch, self.draw).nodes
-            values = {n: nodes[n]["value"].detach().cpu().numpy() for n in names}
+            values = {n: observed_value(nodes[n]).detach().cpu().numpy() for n in names}
         kept = {n: (self.dims[n], v) for n, v in values.items() if v.size <= self.max_elements}
         return self._build(kept)
 

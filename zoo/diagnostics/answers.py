@@ -93,12 +93,14 @@ class Facts:
         sampled: Whether chains were sampled.
         weights: Latents that are weights of a network, which can be permuted without changing what it computes.
         point: Whether the guide holds every latent at one point.
+        latent: Whether the model has latents at all.
         again: Why chains were drawn again, once for each time.
     """
 
     sampled: bool
     weights: tuple[str, ...] = ()
     point: bool = False
+    latent: bool = True
     again: tuple[str, ...] = ()
 
 
@@ -209,6 +211,13 @@ def _parameters(ran: Mapping[str, Check], facts: Facts, fit: Answer, checks: Seq
                 used[name] = dataclasses.replace(used[name], verdict="warn")
     use = _use(used.values())
     chains = _END[True] if facts.sampled else ()
+    if not facts.latent:
+        return _answer(
+            "parameters",
+            "not examined",
+            "The model has no latents that are drawn: its parameters are trained numbers, of unknown uncertainty.",
+            used,
+        )
     if facts.point:
         return _answer(
             "parameters",

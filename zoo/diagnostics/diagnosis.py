@@ -201,11 +201,12 @@ def diagnose(
             raise UnknownNameError(f"check '{name}' is unknown{suggest(name, CHECKS)}")
     settings: dict[str, Any] = {"seed": seed, "num_draws": num_draws, "ood": ood, "progress": progress}
     settings["refits"] = refits.Refits(posterior, num=num_refits, seed=seed, progress=progress)
+    latent = posterior.num_latents > 0
     done = []
     for name in names:
         if "held" in CHECKS[name][3] and "held" not in settings:
             settings["held"] = _held(posterior, num_draws, seed)
-        done.append(_run(posterior, name, settings))
+        done.append(_run(posterior, name, settings, latent=latent))
     found = conclude(done, _facts(posterior), advise=lambda answer: remedies.advised(posterior, answer, done))
     if checks is None:
         posterior.diagnosis = found
@@ -220,9 +221,11 @@ def _held(posterior: Posterior, num_draws: int, seed: int) -> predictive.HeldOut
         return None
 
 
-def _run(posterior: Posterior, name: str, settings: dict[str, Any]) -> Check:
+def _run(posterior: Posterior, name: str, settings: dict[str, Any], *, latent: bool) -> Check:
     function, about, title, takes = CHECKS[name]
     try:
+        if not latent and about != "predictions" and name != "optimiser_stationarity":
+            raise NotApplicable("the model has no latents that are drawn, so there is no posterior to examine")
         return function(posterior, **{k: settings[k] for k in takes})
     except NotApplicable as reason:
         return Check(name=name, title=title, about=about, verdict="not run", explanation=_sentence(str(reason)))
@@ -290,6 +293,7 @@ def _facts(posterior: Posterior) -> Facts:
         sampled=sampled,
         weights=tuple(inference.network_weights(posterior)),
         point=not sampled and not inference.point_sites(posterior)[1],
+        latent=posterior.num_latents > 0,
         again=tuple(str(why["cause"]) for why in posterior.info.get("tries") or ()),
     )
 

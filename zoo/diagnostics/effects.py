@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from zoo.diagnostics.adapter import Site, _base, _trace, sites, take_rows
+from zoo.diagnostics.adapter import Site, _trace, sites, take_rows
 from zoo.errors import DataError, PairError
+from zoo.inference.sites import innermost
 from zoo.types import Column
 
 if TYPE_CHECKING:
@@ -114,7 +115,10 @@ def _look(
         eta, link = _predictor(nodes[seen[0]]["fn"])
         start, _ = _predictor(zero[seen[0]]["fn"])
         if eta is None or start is None:
-            return None, f"'{seen[0]}' is {type(_base(nodes[seen[0]]['fn'])).__name__}, whose predictor is not known"
+            return (
+                None,
+                f"'{seen[0]}' is {type(innermost(nodes[seen[0]]['fn'])).__name__}, whose predictor is not known",
+            )
         if eta.shape != (len(x),) or not eta.requires_grad:
             return None, f"the location of '{seen[0]}' is not one number per row that depends on 'x'"
         slopes = torch.autograd.grad(eta.sum(), x)[0].detach()
@@ -139,7 +143,7 @@ def _close(a: Tensor, b: Tensor, size: float) -> bool:
 
 def _predictor(fn: Any) -> tuple[Tensor | None, Link]:
     """Return what a likelihood's predictor is, one number per row, and on which scale."""
-    fn = _base(fn)
+    fn = innermost(fn)
     kind = type(fn).__name__
     if kind in ("Bernoulli", "BernoulliLogits", "BernoulliProbs", "Binomial"):
         return fn.logits, "log odds"

@@ -21,6 +21,7 @@ from torch import Tensor
 from zoo.diagnostics.answers import Answer
 from zoo.diagnostics.diagnosis import diagnose
 from zoo.inference.posterior import Posterior
+from zoo.inference.sites import is_plate
 from zoo.types import Batch, Dataset, Pair, Recipe
 
 __all__ = ["ACCEPTED", "FAULTS", "RIGHT", "Kind", "Tally", "one_more", "tallies"]
@@ -138,7 +139,7 @@ def _data(
                 truth = {
                     n: node["value"]
                     for n, node in nodes.items()
-                    if node["type"] == "sample" and n != "y" and type(node["fn"]).__name__ != "_Subsample"
+                    if node["type"] == "sample" and n != "y" and not is_plate(node)
                 }
             y = nodes["y"]["value"]
             if change is not None:

@@ -14,10 +14,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from zoo.diagnostics._arviz import tail_ess
-from zoo.diagnostics.adapter import _base, _trace, sites, take_rows
+from zoo.diagnostics.adapter import _trace, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.labels import names
 from zoo.diagnostics.psis import psis
+from zoo.inference.sites import innermost, is_plate, observed
 from zoo.inference.tries import sentences, stubborn
 from zoo.types import Alternating
 
@@ -504,7 +505,7 @@ def pareto_k_rows(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
         total: Any = 0.0
         for node in trace.nodes.values():
             frame = next((f for f in node.get("cond_indep_stack", ()) if f.name in plates), None)
-            if node["type"] != "sample" or frame is None or type(node["fn"]).__name__ == "_Subsample":
+            if node["type"] != "sample" or frame is None or is_plate(node):
                 continue
             value = scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
             axis = value.ndim + frame.dim
@@ -519,6 +520,8 @@ def pareto_k_rows(posterior: Posterior, *, num_draws: int = 1_000, max_rows: int
             )
         for name in shared:
             drawn.nodes[name]["is_observed"] = False
+        for name in observed(drawn.nodes):
+            drawn.remove_node(name)
         trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
         return {"w": per_row(trace, 1.0) + per_row(drawn, -1.0)}
 
@@ -876,7 +879,7 @@ def _prior_scales(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor
         nodes = poutine.trace(poutine.condition(model, data=draw)).get_trace(batch).nodes
         out = {}
         for name in latents:
-            fn = _base(nodes[name]["fn"])
+            fn = innermost(nodes[name]["fn"])
             loc, scale = getattr(fn, "loc", None), getattr(fn, "scale", None)
             support = getattr(fn, "support", None)
             if isinstance(fn, _MULTIVARIATE):  # the bound holds for each element, as the conditional covariance is less
@@ -890,7 +893,9 @@ def _prior_scales(posterior: Posterior, batch: Batch, draws: Mapping[str, Tensor
                 out[f"loc/{name}"], out[f"scale/{name}"] = loc.expand(shape), scale.expand(shape)
         return out
 
-    found = posterior.runs.map(one, len(next(iter(draws.values()))), draws, seed=0)
+    if not latents:
+        return {}
+    found = posterior.runs.map(one, len(draws[latents[0]]), draws, seed=0)
     return {n: (found[f"loc/{n}"], found[f"scale/{n}"]) for n in latents if f"scale/{n}" in found}
 
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from zoo.diagnostics.adapter import Site, _base, _log_prob, _trace, evaluate, sites, take_rows
+from zoo.diagnostics.adapter import Site, _log_prob, _trace, evaluate, sites, take_rows
 from zoo.diagnostics.check import Check, NotApplicable, Verdict
 from zoo.diagnostics.inference import _array, affordable, khat_threshold
 from zoo.diagnostics.psis import psis
 from zoo.inference.marginal import amortised, marginal_log_likelihood
 from zoo.inference.predictive import given_draws
+from zoo.inference.sites import innermost, observed_value, traces
 from zoo.tasks import Task, of
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def _observed(posterior: Posterior, batch: Batch) -> tuple[dict[str, Site], dict
     known = {n: s for n, s in sites(posterior, batch, draw).items() if s.kind == "observed"}
     with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
         nodes = _trace(posterior.pair.model, batch, draw).nodes
-        return known, {n: dict(nodes[n]) for n in known}
+        return known, {n: {**nodes[n], "value": observed_value(nodes[n])} for n in known}
 
 
 def _codes(node: Any) -> tuple[NDArray[np.int64], int] | None:
     """Return class codes and the number of classes of a Bernoulli or categorical site, else ``None``."""
-    fn = _base(node["fn"])
+    fn = innermost(node["fn"])
     value = node["value"].detach().cpu()
     if isinstance(fn, torch.distributions.OneHotCategorical):
         return value.argmax(-1).numpy(), value.shape[-1]
@@ -1071,8 +1071,7 @@ def _weighted(
     seen = {n: s for n, s in known.items() if s.kind == "observed"}
 
     def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        drawn = poutine.trace(guide).get_trace(batch)
-        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+        trace, drawn = traces(model, guide, batch)
         out = {f"log/{n}": _log_prob(trace.nodes[n]) for n in seen}
         return out | {"w": torch.as_tensor(trace.log_prob_sum() - drawn.log_prob_sum())}
 

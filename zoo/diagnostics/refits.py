@@ -26,6 +26,7 @@ from zoo.inference.laplace import is_laplace, with_laplace
 from zoo.inference.posterior import Posterior
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.progress import Progress, ProgressEvent
+from zoo.inference.sites import kind
 from zoo.types import Pair, Recipe
 
 if TYPE_CHECKING:
@@ -573,7 +574,7 @@ class _Kept(Messenger):  # type: ignore[misc]
         self.kept, self.plates = kept, plates
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] or msg["infer"].get("_deterministic", False):
+        if kind(msg) != "observed":
             return
         for frame in msg["cond_indep_stack"]:
             if frame.name in self.plates:

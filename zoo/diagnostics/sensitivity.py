@@ -24,6 +24,7 @@ from zoo.diagnostics.inference import (
     refuse_rows_alone,
 )
 from zoo.diagnostics.psis import psis
+from zoo.inference.sites import traces
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,8 +110,7 @@ def _densities(
         assert guide is not None
 
         def weighted(_: dict[str, Tensor]) -> dict[str, Tensor]:
-            drawn = poutine.trace(guide).get_trace(batch)
-            trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+            trace, drawn = traces(model, guide, batch)
             return at(trace.nodes) | {"w": torch.as_tensor(trace.log_prob_sum() - drawn.log_prob_sum())}
 
         found = posterior.runs.map(weighted, num_draws, seed=seed)
@@ -162,8 +162,7 @@ def reweighted_moments(posterior: Posterior, *, num_draws: int = 1_000, seed: in
     names = list(posterior.draws(1))
 
     def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
-        drawn = poutine.trace(guide).get_trace(batch)
-        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch)
+        trace, drawn = traces(model, guide, batch)
         out = {f"draw/{n}": drawn.nodes[n]["value"] for n in names if n in drawn.nodes}
         return out | {"w": torch.as_tensor(trace.log_prob_sum() - drawn.log_prob_sum())}
 

@@ -7,12 +7,15 @@ where it is. :class:`Called` puts arguments together again from a batch and call
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from zoo.errors import DataError, PairError
@@ -280,6 +283,8 @@ def plain(function: Any) -> Any:
     Returns:
         The function.
     """
+    if isinstance(function, functools.partial) and function.func is _call:
+        return function.args[1]
     return function.function if isinstance(function, Called) else function
 
 
@@ -308,8 +313,19 @@ def rebound(pair: Pair, own: Signature) -> Pair:
     """
     if isinstance(pair.model, Called):
         return pair
-    guide = None if pair.guide is None else Called(pair.guide, own)
+    guide = None if pair.guide is None else _called(pair.guide, own)
     return pair._replace(model=Called(pair.model, own), guide=guide)
+
+
+def _called(guide: Callable[..., Any], own: Signature) -> Callable[..., Any]:
+    if isinstance(poutine.unwrap(guide), Messenger):
+        return functools.partial(_call, own, guide)  # in which Pyro finds a guide that is a handler of the model
+    return Called(guide, own)
+
+
+def _call(own: Signature, function: Callable[..., Any], batch: Batch) -> Any:
+    args, kwargs = own.fill(batch)
+    return function(*args, **kwargs)
 
 
 def rows_of(loader: Any) -> tuple[Arguments, int]:

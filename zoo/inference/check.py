@@ -14,8 +14,10 @@ from pyro import poutine
 
 from zoo.errors import PairError
 from zoo.inference.arguments import prepared
-from zoo.inference.objectives import losses_of
+from zoo.inference.objectives import losses_of, subtracts_guide
 from zoo.inference.program import pyro_world, seeded, stream
+from zoo.inference.sites import check_guide, is_plate, observed
+from zoo.inference.sites import traces as model_and_guide
 from zoo.inference.svi import Trainer, _check_sites
 from zoo.inference.validation import check_trace, one_line
 from zoo.inference.watch import Watch
@@ -88,8 +90,7 @@ def check(
             traces["model"] = poutine.trace(model).get_trace(batch)
             check_trace(traces["model"])
             traces["model"].compute_log_prob()
-        kinds = {n: s for n, s in traces["model"].nodes.items() if s["type"] == "sample"}
-        seen = [n for n, s in kinds.items() if s["is_observed"] and not s["infer"].get("_deterministic")]
+        seen = observed(traces["model"].nodes)
         if not seen:
             raise PairError("no site is observed: pass the data as obs=batch['...']")
         return f"{_latents(traces['model'])} latent sites, observed: {', '.join(seen)}"
@@ -112,8 +113,9 @@ def check(
 
     def run_guide() -> str:
         with aside((model, guide)):
-            traces["guide"] = poutine.trace(guide).get_trace(batch)
-            traces["replayed"] = poutine.trace(poutine.replay(model, trace=traces["guide"])).get_trace(batch)
+            if any(subtracts_guide(loss.function) for loss in losses_of(objective)):
+                check_guide(guide, batch)
+            traces["replayed"], traces["guide"] = model_and_guide(model, guide, batch)
         return f"{_latents(traces['guide'])} sites"
 
     def covers() -> str:
@@ -140,7 +142,9 @@ def check(
             for n, a, b in zip(
                 trainer.layout.names, start.split(trainer.sizes), trainer.state.theta.split(trainer.sizes), strict=True
             )
-            if torch.equal(a, b) and any(re.match(loss.trains, n) for loss in losses_of(objective))
+            if torch.equal(a, b)
+            and n not in trainer.layout.hidden
+            and any(re.match(loss.trains, n) for loss in losses_of(objective))
         ]
         if still:
             raise PairError(f"parameter '{still[0]}' got no gradient in {steps} steps; is it used?")
@@ -173,4 +177,4 @@ def check(
 
 
 def _latents(trace: Any) -> int:
-    return sum(type(trace.nodes[n]["fn"]).__name__ != "_Subsample" for n in trace.stochastic_nodes)
+    return sum(not is_plate(trace.nodes[n]) for n in trace.stochastic_nodes)

@@ -29,6 +29,7 @@ from zoo.inference.program import (
     compile_function,
     pyro_world,
 )
+from zoo.inference.sites import traces
 from zoo.inference.validation import check_trace
 from zoo.inference.watch import Watch
 from zoo.types import Elbo
@@ -224,8 +225,7 @@ class CompiledSVI:
             return
         try:
             with torch.no_grad():
-                drawn = poutine.trace(self.guide).get_trace(*args, **kwargs)
-                found = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*args, **kwargs)
+                found, _ = traces(self.model, self.guide, *args, **kwargs)
         except Exception:
             return
         check_trace(found)

@@ -31,6 +31,7 @@ from zoo.inference import nuts
 from zoo.inference.library import child_environment
 from zoo.inference.program import pyro_world, seeded, stream
 from zoo.inference.runner import _check_task, _engine, fit
+from zoo.inference.sites import is_plate
 from zoo.inference.svi import Trainer
 from zoo.registry import get
 from zoo.types import Batch, Dataset, Diagnostic, Pair, hyper_from_json, hyper_to_json
@@ -130,7 +131,7 @@ def _built(name: str, data: Dataset, hyper: Any, engine: str) -> tuple[Pair, int
         pair = method.build(data, hyper)
         trace = poutine.trace(pair.model).get_trace(_cast(data.train, _DTYPES[engine]))
     latents = (trace.nodes[site] for site in trace.stochastic_nodes)
-    return pair, sum(site["value"].numel() for site in latents if type(site["fn"]).__name__ != "_Subsample")
+    return pair, sum(site["value"].numel() for site in latents if not is_plate(site))
 
 
 def _of_chains(events: dict[str, list[Any]], data: Dataset, known: dict[str, Any]) -> Cost:

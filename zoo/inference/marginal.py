@@ -15,12 +15,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from zoo.errors import DataError, PairError
 from zoo.inference.predictive import MAX_BYTES, block_seed
 from zoo.inference.program import seeded, stream
+from zoo.inference.sites import guide_trace
 
 if TYPE_CHECKING:
     from zoo.inference.posterior import Posterior
@@ -45,7 +45,7 @@ def amortised(posterior: Posterior) -> tuple[str, ...]:
         return ()
     if posterior._amortised is None:
         with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
-            trace: Any = poutine.trace(guide).get_trace(posterior._prepare(None))
+            trace: Any = guide_trace(guide, posterior._prepare(None))
         names = (n for n in trace.stochastic_nodes if trace.nodes[n]["infer"].get("amortised"))
         posterior._amortised = tuple(names)
     return posterior._amortised

@@ -11,13 +11,13 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_E
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from zoo.inference.sites import is_plate
 from zoo.types import Alternating, Batch, Elbo, Loss, Objective
 
-__all__ = ["KLWeight", "enumerated_bound", "loss_and_grads", "losses_of", "to_pyro"]
+__all__ = ["KLWeight", "enumerated_bound", "loss_and_grads", "losses_of", "subtracts_guide", "to_pyro"]
 
 
 def to_pyro(elbo: Elbo) -> ELBO:
@@ -101,6 +101,19 @@ def enumerated_bound(
     return torch.as_tensor(sum(_compute_dice_elbo(*traces) for traces in parts))
 
 
+def subtracts_guide(function: Any) -> bool:
+    """Tell whether a loss takes the whole log density of the guide off that of the model.
+
+    Args:
+        function: Of an objective.
+
+    Returns:
+        Whether it does; of a user's own function or subclass of Pyro's, nothing is known.
+    """
+    own = type(function).__module__.partition(".")[0] not in ("pyro", "zoo")
+    return isinstance(function, Elbo | ELBO) and not own
+
+
 def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:
     """Return the objective as a tuple of named losses.
 
@@ -127,7 +140,7 @@ class KLWeight(Messenger):  # type: ignore[misc]
         self.weight = weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not isinstance(msg["fn"], _Subsample):
+        if not msg["is_observed"] and not is_plate(msg):
             msg["scale"] = msg["scale"] * self.weight
 
 
@@ -170,11 +183,5 @@ def loss_and_grads(
 
 
 def _weighted(program: Callable[..., Any] | None, weight: Tensor) -> Any:
-    if program is None:
-        return None
-
-    def run(batch: Batch) -> Any:
-        with KLWeight(weight):
-            return program(batch)
-
-    return run
+    # As a handler around a program, in which Pyro finds a guide that is a handler of the model.
+    return None if program is None else KLWeight(weight)(program)

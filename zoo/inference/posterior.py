@@ -26,6 +26,7 @@ from zoo.inference.objectives import losses_of
 from zoo.inference.predictive import MAX_BYTES, Prediction, Runs, block_seed, joined
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.inference.rows import check_new_rows
+from zoo.inference.sites import is_plate
 from zoo.types import Batch, Dataset, Diagnostic, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
 if TYPE_CHECKING:
@@ -323,13 +324,13 @@ class Posterior:
         ready = self._prepare(batch)
         given = None if batch is None else ready
 
-        def block(draws: Mapping[str, Tensor], stream: int) -> Prediction:
+        def block(draws: Mapping[str, Tensor], num: int, stream: int) -> Prediction:
             found = Prediction(samples={})
             if set(kinds) != {"log_prob"}:
-                found = self._runs.predict(draws, ready, stream, max_bytes=max_bytes // 2, compile=compile)
+                found = self._runs.predict(draws, ready, stream, count=num, max_bytes=max_bytes // 2, compile=compile)
             kept = {k: getattr(found, k) if k in kinds else {} for k in _KINDS}
             if "log_prob" in kinds:
-                kept["log_prob"] = self.log_likelihood(given, draws=draws, max_bytes=max_bytes // 2)
+                kept["log_prob"] = self._log_likelihood(ready, draws, num, max_bytes // 2)
             return Prediction(**kept)
 
         if self.chains is not None:
@@ -341,9 +342,10 @@ class Posterior:
         parts = []
         for start in range(0, n, step):
             own = block_seed(seed, start)
+            num = min(step, n - start)
             if self.chains is None:
-                draws = self._runs.guide_draws(ready, min(step, n - start), own, max_bytes=max_bytes // 4)
-            parts.append(block(draws, own))
+                draws = self._runs.guide_draws(ready, num, own, max_bytes=max_bytes // 4)
+            parts.append(block(draws, num, own))
         return joined(parts)
 
     def predict_table(self, table: Table, **options: Any) -> pd.DataFrame:
@@ -371,7 +373,7 @@ class Posterior:
 
         Args:
             batch: With targets; the training batch if ``None``.
-            draws: Latent site -> ``(n, ...)``; 1,000 draws if ``None``.
+            draws: Latent site -> ``(n, ...)``; 1,000 draws if ``None``. Of a model without latents: one draw.
             max_bytes: Memory of one vectorised block of draws, about.
 
         Returns:
@@ -379,10 +381,17 @@ class Posterior:
             a batch without targets. Where the guide draws latents of a row from that row, it is the importance weight
             :math:`\log p(x, z) - \log q(z \mid x)` of each row, see :mod:`zoo.inference.marginal`.
         """
+        count = 1 if draws is not None else 1_000
+        draws = self.draws(count, batch=batch) if draws is None else draws
+        return self._log_likelihood(self._prepare(batch), draws, count, max_bytes)
+
+    def _log_likelihood(
+        self, ready: Batch, draws: Mapping[str, Tensor], count: int, max_bytes: int
+    ) -> dict[str, Tensor]:
+        """Evaluate log densities on a batch that is ready; a model without latents is evaluated ``count`` times."""
         from zoo.diagnostics.adapter import log_likelihood
 
-        draws = self.draws(batch=batch) if draws is None else draws
-        return log_likelihood(self, self._prepare(batch), draws, max_bytes=max_bytes)
+        return log_likelihood(self, ready, draws, count=count, max_bytes=max_bytes)
 
     def log_weights(self, n: int = 1_000, *, seed: int = 0, batch: Batch | None = None) -> Tensor:
         r"""Evaluate the importance weights :math:`\log p(x, z) - \log q(z)` of the guide.
@@ -598,7 +607,7 @@ class Posterior:
         rows = self.data.num_data
         if "index" not in self.data.train:
             return set()
-        subsampled = {n for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
+        subsampled = {n for n, s in trace.nodes.items() if s["type"] == "sample" and is_plate(s)}
         return {
             n
             for n in trace.stochastic_nodes
@@ -964,7 +973,6 @@ def _check_like(what: str, name: str, value: Tensor, shape: Sequence[int], dtype
 def _latents(pair: Pair, data: Dataset, dtype: torch.dtype) -> dict[str, Sequence[int]]:
     """Return the shapes of the latents that NUTS draws, in the model's order."""
     from pyro import poutine
-    from pyro.poutine.subsample_messenger import _Subsample
 
     from zoo.inference.program import discover
     from zoo.inference.subsampling import all_rows
@@ -978,7 +986,7 @@ def _latents(pair: Pair, data: Dataset, dtype: torch.dtype) -> dict[str, Sequenc
     return {
         name: tuple(site["value"].shape)
         for name, site in traces[0].iter_stochastic_nodes()
-        if not isinstance(site["fn"], _Subsample) and not site["fn"].has_enumerate_support
+        if not is_plate(site) and not site["fn"].has_enumerate_support
     }
 
 

@@ -23,7 +23,6 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, fx
 from torch.distributions import biject_to
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -31,6 +30,7 @@ from torch.fx.node import map_arg
 
 from zoo.errors import EngineError, NonFiniteError, PairError, ZooError
 from zoo.inference.program import LastSite, Layout, discover, pyro_world, seeded, stream
+from zoo.inference.sites import is_plate
 from zoo.inference.subsampling import all_rows
 from zoo.inference.validation import check_rows, one_line, pair_error
 from zoo.types import Batch
@@ -119,7 +119,7 @@ class Potential:
             check_rows(lambda batch: poutine.trace(model).get_trace(batch), self._batch)
         with self._bound():
             plain = poutine.trace(model).get_trace(self._batch)
-            latents = {n: s for n, s in plain.iter_stochastic_nodes() if not isinstance(s["fn"], _Subsample)}
+            latents = {n: s for n, s in plain.iter_stochastic_nodes() if not is_plate(s)}
             self._check(plain)
             depths = [f.dim for s in plain.nodes.values() if s["type"] == "sample" for f in _vectorized(s)]
             nesting = -min(depths, default=0)
@@ -147,7 +147,7 @@ class Potential:
                         f"plate '{frame.name}' at site '{name}' holds {frame.size} of {frame.full_size} rows; NUTS "
                         "needs the whole data in one batch: pass the full training batch, or use engine='svi'"
                     )
-            if isinstance(fn, _Subsample):
+            if is_plate(site):
                 continue
             if site["is_observed"] or fn.has_enumerate_support:
                 continue

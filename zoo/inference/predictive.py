@@ -27,6 +27,7 @@ from zoo.errors import DataError, PairError
 from zoo.inference.objectives import enumerated_bound, losses_of, to_pyro
 from zoo.inference.program import NUMBERS, Layout, Program, answer_pyro, compile_function, pyro_world, seeded, stream
 from zoo.inference.promotion import OneType
+from zoo.inference.sites import guide_trace, innermost, is_plate, kind, observed, traces
 from zoo.inference.subsampling import all_rows, drawn_plates, unsteady_site
 from zoo.types import Batch, Elbo, Pair
 
@@ -159,7 +160,7 @@ class Runs:
         with all_rows(frozenset(self._drawn)), suppress(Exception):  # what it raises, whoever uses it will see
             self._unsteady = unsteady_site(self.pair.model, batch)
         with all_rows(frozenset(self._drawn)), suppress(Exception):
-            self._targets = frozenset(_observed(poutine.trace(self.pair.model).get_trace(batch).nodes))
+            self._targets = frozenset(observed(poutine.trace(self.pair.model).get_trace(batch).nodes))
 
     def check_columns(self, batch: Batch) -> None:
         """Raise unless the columns of what is observed are the rows of a batch, in order.
@@ -280,12 +281,15 @@ class Runs:
         if guide is None:
             raise PairError("this pair has no guide to draw from")
 
+        with self.bound():  # which finds the targets
+            data = self._targets
+
         def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
-            trace = poutine.trace(guide).get_trace(batch)
+            trace = guide_trace(guide, batch, data=data)
             return {
                 n: trace.nodes[n]["value"]
                 for n in trace.stochastic_nodes
-                if not trace.nodes[n]["infer"].get("is_auxiliary") and not _subsample(trace.nodes[n])
+                if not trace.nodes[n]["infer"].get("is_auxiliary") and not is_plate(trace.nodes[n])
             }
 
         return self.map(one, num, seed=seed, max_bytes=max_bytes)
@@ -346,10 +350,13 @@ class Runs:
         Returns:
             Site -> ``(draw, ...)``.
         """
+        with self.bound(), stream(seeded(0, self.device)):
+            nodes = self.model_trace({k: v[0] for k, v in latents.items()}, batch).nodes
+            fixed = [n for n, s in nodes.items() if s["type"] == "sample" and kind(s) == "deterministic"]
 
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = self.model_trace(values, batch)
-            return {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample" and _deterministic(s)}
+            return {n: trace.nodes[n]["value"] for n in fixed}
 
         return self.map(one, _count(latents), latents, seed=0)
 
@@ -359,6 +366,7 @@ class Runs:
         batch: Batch,
         seed: int,
         *,
+        count: int = 1,
         max_bytes: int = MAX_BYTES,
         compile: bool = False,
     ) -> Prediction:
@@ -368,6 +376,7 @@ class Runs:
             latents: Site -> ``(draw, ...)``.
             batch: The batch; targets are not looked at.
             seed: Of the stream.
+            count: Draws of a model without latents.
             max_bytes: Memory of one vectorised block of draws, about.
             compile: Whether to compile such a block.
 
@@ -380,9 +389,9 @@ class Runs:
             first = {k: v[0] for k, v in latents.items()}
             nodes = self.model_trace(first, batch).nodes
             summed = self.summed_out(first, batch)
-            observed = _observed(nodes)
-        free = observed or _observed(self._free_trace(first, batch, seed).nodes)
-        given = {n: nodes[n] for n in observed} if len(observed) == 1 and summed is None else {}
+            seen = observed(nodes)
+        free = seen or observed(self._free_trace(first, batch, seed).nodes)
+        given = {n: nodes[n] for n in seen} if len(seen) == 1 and summed is None else {}
 
         def one(values: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = self.model_trace(values, batch, observed=False)
@@ -391,9 +400,9 @@ class Runs:
                 fn = trace.nodes[name]["fn"]
                 shape = trace.nodes[name]["value"].shape
                 out[f"samples/{name}"] = trace.nodes[name]["value"]
-                base = _base(fn)
-                if isinstance(base, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
-                    out[f"probs/{name}"] = base.probs.expand(*base.batch_shape, base.probs.shape[-1])
+                inner = innermost(fn)
+                if isinstance(inner, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
+                    out[f"probs/{name}"] = inner.probs.expand(*inner.batch_shape, inner.probs.shape[-1])
                 else:
                     mean = _mean(fn)
                     if mean is not None:
@@ -403,7 +412,8 @@ class Runs:
                     out[f"log_prob/{name}"] = scale_and_mask(density, mask=given[name]["mask"])
             return out
 
-        found = self.map(one, _count(latents), latents, seed=given_draws(seed), max_bytes=max_bytes, compile=compile)
+        num = _count(latents, count)
+        found = self.map(one, num, latents, seed=given_draws(seed), max_bytes=max_bytes, compile=compile)
         kinds: dict[str, dict[str, Tensor]] = {"samples": {}, "probs": {}, "means": {}, "log_prob": {}}
         for key, value in found.items():
             kind, name = key.split("/", 1)
@@ -417,8 +427,8 @@ class Runs:
         for name in trace.stochastic_nodes:
             site = trace.nodes[name]
             summed = site["infer"].get("enumerate") is not None and name not in self._targets
-            inner = summed or site["infer"].get("imputes")
-            if name not in first and not _subsample(site) and not inner:
+            own = summed or site["infer"].get("imputes")
+            if name not in first and not is_plate(site) and not own:
                 site["is_observed"] = True
         return trace
 
@@ -438,7 +448,7 @@ class Runs:
         if elbo.estimator == "enum":
             with self.bound(), stream(seeded(seed, self.device)):
                 drawn = poutine.trace(self.pair.drawing).get_trace(batch)
-                nodes = ((n, drawn.nodes[n]) for n in drawn.stochastic_nodes if not _subsample(drawn.nodes[n]))
+                nodes = ((n, drawn.nodes[n]) for n in drawn.stochastic_nodes if not is_plate(drawn.nodes[n]))
                 nesting = self.summed_out({n: s["value"] for n, s in nodes}, batch)
             estimator = to_pyro(Elbo(estimator="enum", max_plate_nesting=nesting))
 
@@ -449,9 +459,8 @@ class Runs:
         guide: Any = self.pair.drawing
 
         def one(_: dict[str, Tensor]) -> dict[str, Tensor]:
-            guide_trace = poutine.trace(guide).get_trace(batch)
-            model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
-            return {"w": torch.as_tensor(model_trace.log_prob_sum() - guide_trace.log_prob_sum())}
+            found, drawn = traces(self.pair.model, guide, batch)
+            return {"w": torch.as_tensor(found.log_prob_sum() - drawn.log_prob_sum())}
 
         return self.map(one, num, seed=seed)["w"]
 
@@ -488,8 +497,15 @@ class Replicate(UnconditionMessenger):  # type: ignore[misc]
     """Sample observed sites anew, but leave deterministic sites, which are observed too, at what the model computes."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic", False):
-            super()._pyro_sample(msg)
+        if kind(msg) != "observed":
+            return
+        super()._pyro_sample(msg)
+        # Where the data alone say how many there are, in a plate without a size or in none, so do they here.
+        data, fn = msg["infer"]["obs"], msg["fn"]
+        if isinstance(data, Tensor):
+            shape = torch.broadcast_shapes(fn.batch_shape, data.shape[: data.ndim - len(fn.event_shape)])
+            if shape != fn.batch_shape:
+                msg["fn"] = fn.expand(shape)
 
 
 class _FreshNoise(TorchFunctionMode):
@@ -546,8 +562,8 @@ _NOISE: dict[Any, Callable[..., Tensor]] = {
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 
-def _count(latents: Mapping[str, Tensor]) -> int:
-    return len(next(iter(latents.values()))) if latents else 1
+def _count(latents: Mapping[str, Tensor], otherwise: int = 1) -> int:
+    return len(next(iter(latents.values()))) if latents else otherwise
 
 
 def _discrete(model: Callable[..., Any], nesting: int | None) -> Callable[..., Any]:
@@ -562,32 +578,6 @@ def _discrete(model: Callable[..., Any], nesting: int | None) -> Callable[..., A
             return inferred(*args)
 
     return run
-
-
-def _subsample(site: Any) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def _factor(site: Any) -> bool:
-    return type(_base(site["fn"])).__name__ == "Unit"
-
-
-def _deterministic(site: Any) -> bool:
-    return site["infer"].get("_deterministic", False) is True
-
-
-def _observed(nodes: Mapping[str, Any]) -> list[str]:
-    return [
-        n
-        for n, s in nodes.items()
-        if s["type"] == "sample" and s["is_observed"] and not (_deterministic(s) or _subsample(s) or _factor(s))
-    ]
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _mean(fn: Any) -> Tensor | None:

@@ -374,6 +374,7 @@ class Layout:
         buffer_values: Their initial values.
         kept: The modules' states in this fit; without one they run as they are.
         loose: Parameters of the modules that are not in the store, so that they are not trained.
+        hidden: Parameters of the store that the program hides (``poutine.block``), so that they are not trained.
     """
 
     names: tuple[str, ...]
@@ -385,6 +386,7 @@ class Layout:
     buffer_values: dict[str, Tensor] = field(default_factory=dict)
     kept: tuple[Own, ...] = ()
     loose: tuple[Tensor, ...] = ()
+    hidden: frozenset[str] = frozenset()
 
     @contextmanager
     def bind(
@@ -519,7 +521,7 @@ def discover(
     """
     watch, store = Watch(), pyro.get_param_store()
     with watch.open(closures), store.scope({"params": {}, "constraints": {}}):
-        with OneType(torch.get_default_dtype()):
+        with OneType(torch.get_default_dtype()), poutine.trace(param_only=True) as seen:
             run()
         state = store.get_state()
         aliases = dict(state["params"])
@@ -539,6 +541,7 @@ def discover(
         buffer_values={n: b.to(device) for n, b in watch.first.items()},
         kept=tuple(watch.kept),
         loose=tuple(p for p in watch.parameters if p.requires_grad and id(p) not in trained),
+        hidden=frozenset(aliases) - frozenset(seen.trace.nodes),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.errors import DataError
 from zoo.inference.program import seeded, stream
+from zoo.inference.sites import guide_trace, observed
 from zoo.inference.validation import pair_error
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def check_new_rows(posterior: Posterior, batch: Batch) -> None:
     train, given = posterior._prepare(None), posterior._prepare(batch)
     with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
         trace = poutine.trace(posterior.pair.model).get_trace(train)
-    seen = [s for s in trace.nodes.values() if s["type"] == "sample" and s["is_observed"] and _plates(s)]
+    seen = [trace.nodes[n] for n in observed(trace.nodes) if _plates(trace.nodes[n])]
     plates = set().union(*(_plates(s) for s in seen))
     local = [n for n in trace.stochastic_nodes if _plates(trace.nodes[n]) & plates and n not in plates]
     values = [s["value"] for s in seen]
@@ -65,7 +66,7 @@ def _copied(posterior: Posterior, train: Batch, given: Batch) -> set[str]:
     for batch in (train, given):
         try:
             with posterior.runs.bound(), stream(seeded(0, posterior.runs.device)):
-                nodes.append(poutine.trace(guide).get_trace(batch).nodes)
+                nodes.append(guide_trace(guide, batch).nodes)
         except Exception as error:
             raise pair_error(error, batch) from error
     found = set()

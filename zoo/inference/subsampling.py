@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
 from zoo.inference.program import seeded, stream
+from zoo.inference.sites import is_plate, observed
 
 __all__ = ["all_rows", "drawn_plates", "unsteady_site"]
 
@@ -66,7 +67,7 @@ class _DrawnPlates(Messenger):  # type: ignore[misc]
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if not isinstance(fn, _Subsample) or msg["value"] is not None:
+        if not is_plate(msg) or msg["value"] is not None:
             return
         few = fn.subsample_size is not None and fn.subsample_size < fn.size and fn.subsample_size not in self.rows
         if few or msg["name"] in self.names:
@@ -115,11 +116,7 @@ def unsteady_site(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> str
             nodes = poutine.trace(given).get_trace(batch).nodes
         if torch.equal(start, state["cpu"]):
             return ""  # nothing else is drawn
-        seen.append({
-            n: s["value"]
-            for n, s in nodes.items()
-            if s["type"] == "sample" and s["is_observed"] and not s["infer"].get("_deterministic")
-        })
+        seen.append({n: nodes[n]["value"] for n in observed(nodes)})
     for name, value in seen[0].items():
         other = seen[1].get(name)
         if isinstance(value, Tensor) and isinstance(other, Tensor) and not torch.equal(value, other):

@@ -19,15 +19,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError, ZooError
 from zoo.inference.averages import FirstValues, find_averages, put, take
 from zoo.inference.distributed import Ranks, check_pair
-from zoo.inference.objectives import loss_and_grads, losses_of, to_pyro
+from zoo.inference.objectives import loss_and_grads, losses_of, subtracts_guide, to_pyro
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
+from zoo.inference.sites import check_guide, is_plate, traces
 from zoo.inference.state import Order, State
 from zoo.inference.validation import check_rows, check_trace, pair_error
 from zoo.types import Batch, Elbo, Pair, Recipe
@@ -319,8 +319,9 @@ class Trainer:
                 loss_and_grads(function, pair.model, guide, [], batch)
 
         def run() -> None:
-            guide_trace = poutine.trace(guide).get_trace(batch)
-            model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
+            if any(subtracts_guide(function) for function in functions):
+                check_guide(guide, batch)
+            model_trace, guide_trace = traces(pair.model, guide, batch)
             _check_sites(model_trace, guide_trace)
             check_trace(model_trace)
             if self.ranks is not None:
@@ -368,8 +369,7 @@ class Trainer:
         whole = frozenset(self.data) - frozenset(self.row_keys)
 
         def trace(batch: Mapping[str, Tensor]) -> Any:
-            drawn = poutine.trace(guide).get_trace(batch)
-            return poutine.trace(poutine.replay(self.pair.model, trace=drawn)).get_trace(batch)
+            return traces(self.pair.model, guide, batch)[0]
 
         bound = self.layout.bind(self._leaves(self.state.theta), [b.clone() for b in self.buffers])
         with self._world(validate=True), stream(seeded(self.seed, self.device)), torch.no_grad(), bound:
@@ -395,11 +395,13 @@ class Trainer:
         import re
 
         parts = [
-            torch.full((s,), bool(re.match(pattern, n))) for n, s in zip(self.layout.names, self.sizes, strict=True)
+            torch.full((s,), bool(re.match(pattern, n)) and n not in self.layout.hidden)
+            for n, s in zip(self.layout.names, self.sizes, strict=True)
         ]
         mask = torch.cat(parts)
         if not bool(mask.any()):
-            raise PairError(f"no parameter matches '{pattern}'; parameters: {', '.join(self.layout.names)}")
+            names = ", ".join(n for n in self.layout.names if n not in self.layout.hidden) or "none that is not hidden"
+            raise PairError(f"no parameter matches '{pattern}'; parameters: {names}")
         return None if bool(mask.all()) else mask.to(self.device)
 
     def _example_rows(self) -> Tensor:
@@ -682,8 +684,7 @@ class Trainer:
         if bad:
             return f"parameter '{bad[0]}' is not finite"
         with stream(entry), torch.no_grad(), self.layout.bind(self._leaves(self.state.theta), self.buffers):
-            guide_trace = poutine.trace(guide).get_trace(batch)
-            model_trace = poutine.trace(poutine.replay(self.pair.model, trace=guide_trace)).get_trace(batch)
+            model_trace, guide_trace = traces(self.pair.model, guide, batch)
         for who, trace in (("guide", guide_trace), ("model", model_trace)):
             for name, site in trace.nodes.items():
                 if site["type"] != "sample" or (
@@ -732,8 +733,8 @@ def _seed(seed: int, device: torch.device) -> None:
 def _check_sites(model_trace: Any, guide_trace: Any) -> None:
     """Raise unless the guide covers the model's latents: all of them, save those that are enumerated or subsampled."""
     latent = {n for n in model_trace.stochastic_nodes if model_trace.nodes[n]["infer"].get("enumerate") != "parallel"}
-    latent -= {n for n in latent if type(model_trace.nodes[n]["fn"]).__name__ == "_Subsample"}
-    covered = {n for n in guide_trace.stochastic_nodes if type(guide_trace.nodes[n]["fn"]).__name__ != "_Subsample"}
+    latent -= {n for n in latent if is_plate(model_trace.nodes[n])}
+    covered = {n for n in guide_trace.stochastic_nodes if not is_plate(guide_trace.nodes[n])}
     auxiliary = {n for n in covered if guide_trace.nodes[n]["infer"].get("is_auxiliary")}
     missing, surplus = sorted(latent - covered), sorted(covered - set(model_trace.nodes) - auxiliary)
     if missing:

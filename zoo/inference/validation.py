@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import PairError, ZooError
+from zoo.inference.sites import innermost, observed
 
 __all__ = ["check_rows", "check_trace", "one_line", "pair_error"]
 
@@ -97,17 +98,9 @@ def check_trace(trace: Any, *, first_row: int = 0) -> None:
 
 
 def _observations(trace: Any) -> Iterator[tuple[str, Any]]:
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or not site["is_observed"] or site["infer"].get("_deterministic"):
-            continue
-        if type(_base(site["fn"])).__name__ not in ("_Subsample", "Unit") and isinstance(site["value"], Tensor):
-            yield name, site
-
-
-def _base(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
+    for name in observed(trace.nodes):
+        if isinstance(trace.nodes[name]["value"], Tensor):
+            yield name, trace.nodes[name]
 
 
 def _check_shape(name: str, site: Any) -> None:
@@ -170,7 +163,7 @@ def _outside(name: str, site: Any, first_row: int) -> str:
     place = ", ".join(str(i + (first_row if axis == 0 else 0)) for axis, i in enumerate(at))
     return (
         f"site '{name}' observes {shown}{f' at [{place}]' if at else ''}, which lies outside of the support of "
-        f"{type(_base(fn)).__name__}, {_named(fn.support)}; correct the data, or take another distribution"
+        f"{type(innermost(fn)).__name__}, {_named(fn.support)}; correct the data, or take another distribution"
     )
 
 

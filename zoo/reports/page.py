@@ -275,7 +275,8 @@ def _fit_rows(posterior: Posterior, rows_of: Mapping[str, int]) -> list[tuple[st
     if posterior.engine == "svi":
         what = "Trained parameters" if posterior.pair.finish is None else "Parameters, trained and computed"
         rows.append((what, f"{posterior.num_parameters:,}"))
-    rows.append(("Numbers in a draw", f"{posterior.num_latents:,}"))
+    latents = posterior.num_latents
+    rows.append(("Numbers in a draw", f"{latents:,}" if latents else "none: nothing is latent"))
     if info.get("peak_memory"):
         rows.append(("Peak memory", f"{info['peak_memory'] / 1e6:,.0f} MB, of the process that fitted"))
     for key, label in (
