@@ -595,6 +595,7 @@ class Posterior:
         elif self.method is None:
             return ready
         if absent is not None:
+            self._runs.check_columns(ready)  # plates of another size than the batch are what may be wrong
             raise DataError(f"the batch has no entry '{absent}'; it has {', '.join(sorted(given))}")
         return ready
 
