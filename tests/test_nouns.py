@@ -13,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import zoo
+from zoo.errors import DataError
 from zoo.inference.objectives import to_pyro
 from zoo.types import Alternating, Dataset, Diagnostic, Elbo, Loss, Pair
 
@@ -227,7 +228,9 @@ def graph() -> tuple[Pair, Dataset]:
 
 def test_graph_as_datum() -> None:
     pair, data = graph()
-    posterior = zoo.fit(pair, data, steps=500, learning_rate=0.03, batch_size=2)
+    with pytest.raises(DataError, match="index"):
+        zoo.fit(pair, data, steps=500, learning_rate=0.03, batch_size=2)  # a graph is never cut
+    posterior = zoo.fit(pair, data, steps=500, learning_rate=0.03)
     assert posterior.info["compiled"], posterior.info["reason"]
     z = posterior.params["z_loc"]
     similarity = z @ z.T

@@ -53,7 +53,7 @@ def import_nutpie() -> Any:
         return importlib.import_module("nutpie")
 
 
-def c_model(size: int, evaluate: int, expand: int, data: int, alive: Any, initial: Any) -> Any:
+def c_model(size: int, evaluate: int, expand: int, data: int | None, alive: Any, initial: Any) -> Any:
     """Return nutpie's model of a log density behind C functions.
 
     Args:

@@ -44,7 +44,7 @@ from zoo.inference.checkpoint import Chains
 from zoo.inference.library import build, child_environment
 from zoo.inference.potential import Potential
 from zoo.inference.program import no_compiler, pyro_world, seeded, stream
-from zoo.inference.tries import ACCEPT, RESTARTS, History, away, ridge
+from zoo.inference.tries import ACCEPT, RESTARTS, History, Why, away, ridge
 from zoo.types import Batch
 
 __all__ = ["Chain", "Progress", "Samples", "rich_progress", "sample"]
@@ -365,7 +365,7 @@ class _Board:
         """Go on from stored chains; those from before all were drawn again are of no use."""
         none = np.frombuffer(b'{"past": [], "own": []}', np.uint8)
         about = {k: json.loads(bytes(a.pop(_ABOUT, none))) for k, a in stored.items()}
-        past = max((a["past"] for a in about.values()), key=len, default=[])
+        past: list[Why] = max((a["past"] for a in about.values()), key=len, default=[])
         self.history.past = past
         if any(why["cause"] == "ridge" for why in past):
             self._turn()

@@ -164,12 +164,16 @@ class Posterior:
         dataset = _dataset(data, None)
         stored = {n: p.detach().clone() for n, p in pyro.get_param_store()._params.items()}
         floating = next((p for p in stored.values() if p.is_floating_point()), torch.empty(0))
-        size, kind = (8 if recipe is None else recipe.batch_size), {"dtype": floating.dtype, "device": floating.device}
+        size = 8 if recipe is None else recipe.batch_size
+
+        def layout_of(rows: int | None) -> Layout:
+            return trainer_layout(pair, dataset, batch_size=rows, dtype=floating.dtype, device=floating.device)
+
         try:
-            layout = trainer_layout(pair, dataset, batch_size=size, **kind)
+            layout = layout_of(size)
         except PairError:
             size = None  # a pair that runs on all of its rows only
-            layout = trainer_layout(pair, dataset, batch_size=size, **kind)
+            layout = layout_of(size)
         for key in layout.names:
             if key not in stored:
                 raise PairError(f"the parameter store has no '{key}'; train the pair first, in this store")
