@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, 
 from zoo.errors import DataError
 
 if TYPE_CHECKING:
+    from pyro.infer import ELBO
     from torch import Tensor, nn
 
     from zoo.inference.posterior import Posterior
@@ -101,7 +102,8 @@ class Alternating:
     losses: tuple[Loss, ...]
 
 
-Objective: TypeAlias = Elbo | Alternating
+# Beside these: one of Pyro's estimators, or a function ``loss(model, guide, *args, **kwargs)`` -> scalar tensor.
+Objective: TypeAlias = "Elbo | Alternating | ELBO | Callable[..., Tensor]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,10 @@ class Finish:
 class Pair(NamedTuple):
     """A Pyro model and guide over one batch; both are callables of the same ``batch``.
 
-    ``guide`` is what the optimiser trains, ``None`` for a model that is sampled by MCMC only. ``finish`` says what
-    follows where that guide is not yet the posterior.
+    ``guide`` is what the optimiser trains, ``None`` for a model that is sampled by MCMC only. ``objective`` is an
+    :class:`Elbo`, several losses in turn, one of Pyro's estimators, or a function ``loss(model, guide, *args,
+    **kwargs)`` that returns a scalar tensor, as Pyro's ``SVI`` takes it. ``finish`` says what follows where that guide
+    is not yet the posterior.
     """
 
     model: Callable[[Batch], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from zoo.errors import PairError
 from zoo.inference.averages import FirstValues, find_averages, put, take
-from zoo.inference.objectives import to_pyro
-from zoo.inference.optimisers import Rule, Slots, bind, update
+from zoo.inference.objectives import Estimate, to_pyro
+from zoo.inference.optimisers import Rule, Slots, as_pyro, bind, update
 from zoo.inference.program import (
     LOCK,
     Layout,
@@ -29,6 +29,7 @@ from zoo.inference.program import (
     compile_function,
     pyro_world,
 )
+from zoo.inference.promotion import OneType
 from zoo.inference.sites import traces
 from zoo.inference.validation import check_trace
 from zoo.inference.watch import Watch
@@ -37,10 +38,11 @@ from zoo.types import Elbo
 __all__ = ["CompiledSVI", "compile_svi"]
 
 _MOST_VALUES = 3  # of a float that cannot be an input
+_MANY_VALUES = "a float among the arguments takes other values"
 
 
 class _Traced:
-    """A program, what it reads and writes, and the state of the optimiser within it."""
+    """A program, what it reads and writes, the state of the optimiser within it, and parameters without a gradient."""
 
     def __init__(
         self,
@@ -49,24 +51,25 @@ class _Traced:
         rules: tuple[Rule, ...] | None,
         slots: Slots | None,
         averages: tuple[str, ...],
+        without: tuple[int, ...] = (),
+        idle: tuple[int, ...] = (),
     ) -> None:
         self.layout, self.program, self.rules, self.slots = layout, program, rules, slots
         self.modes = [m.training for m in layout.modules]
         self.averages = averages
+        self.without, self.idle = without, idle
 
 
-@dataclass(frozen=True)
-class _Averages:
-    """What a loss keeps in the store, and the parameters that only its gradient reads."""
-
-    names: tuple[str, ...]
-    fresh: tuple[str, ...]
+def _idle(params: Sequence[Tensor | None], without: Iterable[int]) -> tuple[int, ...]:
+    """Return which parameters no step has touched and this one does not either: torch's optimisers pass them by."""
+    return tuple(i for i in without if getattr(params[i], "grad", None) is None)
 
 
 class CompiledSVI:
     """What :func:`compile_svi` returns: ``step(*args, **kwargs)`` takes one optimiser step and returns the loss.
 
-    Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once. A float
+    Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once, after a
+    first step that is Pyro's own, and so are all steps of a pair that cannot be compiled (``reason`` says why). A float
     that takes another value becomes an input of the graph like a tensor, where the pair allows (it does not decide on
     it). Modules are trained in the mode that they are in. Numbers that model or guide read from elsewhere (a global, an
     attribute) are frozen at the first call, unless they change with every call, which is seen: hand what changes
@@ -76,11 +79,11 @@ class CompiledSVI:
     Args:
         model: Any Pyro model.
         guide: Its guide.
-        loss: One of Pyro's estimators, or an :class:`~zoo.types.Elbo`.
+        loss: What it minimises.
         optim: One of :mod:`pyro.optim`'s optimisers.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: ELBO, optim: PyroOptim) -> None:
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: Estimate, optim: PyroOptim) -> None:
         self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
         self._programs: dict[Any, _Traced] = {}
         self._floats: dict[Any, _Floats] = {}
@@ -128,34 +131,74 @@ class CompiledSVI:
             )
         given = args, kwargs
         taken, wanted = self._with_inputs(given)
-        args, kwargs = taken
         leaves: list[Any] = []
-        key = (torch.get_default_dtype(), _flatten((args, kwargs), leaves))
-        tensors = [v for v in leaves if isinstance(v, Tensor)]
+        key = (torch.get_default_dtype(), _flatten(taken, leaves))
         with LOCK:
-            store = pyro.get_param_store()
             self._programs.pop("eager", None)
             found = self._programs.pop(key, None)
-            params = []
-            if found is not None and found.modes != [m.training for m in found.layout.modules]:
-                found = None
-            if found is not None:
-                params = [store._params.get(n) for n in found.layout.names]
-                if any(p is None for p in params) or any(n not in store for n in found.averages):
-                    found = None
-                elif found.slots is None or not found.slots.current(self.optim, params):
-                    slots = bind(self.optim, params)
-                    if (None if slots is None else slots.rules) == found.rules:
-                        found.slots = slots
-                    else:
-                        found = None
-            if found is None:
-                found = self._trace(args, kwargs, leaves, wanted=wanted)
+            params = None if found is None else self._current(found)
+            if found is not None and params is not None:
+                self._programs[key] = found  # the latest comes last
+                if found.program.compiled:
+                    return self._take(found, steps, params, [v for v in leaves if isinstance(v, Tensor)])
+                return torch.cat([self._step(given) for _ in range(steps)])
+            # What happens once (parameters and guides are made, depths of plates guessed) happens here, as under Pyro.
+            loss = self._step(given, check=True)
+            rng = torch.get_rng_state()
+            if wanted:
+                found = self._trace(taken, leaves)
                 if found.program.reason and self._refuse_inputs(given, taken, found.program.reason):
-                    return self._run(steps, *given)
-                params = [store._params[n] for n in found.layout.names]
-            self._programs[key if wanted else "eager"] = found  # the latest comes last
-            return self._take(found, steps, params, tensors)
+                    leaves = []
+                    key = (torch.get_default_dtype(), _flatten(given, leaves))
+                    found = self._trace(given, leaves)
+            else:
+                nothing = Layout(names=(), values={}, constraints={}, aliases={})
+                key, found = "eager", _Traced(nothing, Program(tuple, _MANY_VALUES), None, None, ())
+            torch.set_rng_state(rng)
+            self._programs[key] = found
+        return loss if steps == 1 else torch.cat([loss, self._run(steps - 1, args, kwargs)])
+
+    def _current(self, found: _Traced) -> list[Tensor] | None:
+        """Return the parameters of a program; ``None`` if it has to be traced anew."""
+        if found.modes != [m.training for m in found.layout.modules]:
+            return None
+        if not found.program.compiled:
+            return []
+        store = pyro.get_param_store()
+        params = [store._params.get(n) for n in found.layout.names]
+        if any(p is None for p in params) or any(n not in store for n in found.averages):
+            return None
+        if found.idle != _idle(params, found.without):
+            return None
+        if found.slots is None or not found.slots.current(self.optim, params):
+            slots = bind(self.optim, params)
+            if (None if slots is None else slots.rules) != found.rules:
+                return None
+            found.slots = slots
+        return params
+
+    def _step(self, given: tuple[tuple[Any, ...], dict[str, Any]], *, check: bool = False) -> Tensor:
+        """Take a step as ``SVI.step`` does."""
+        args, kwargs = given
+        world = pyro_world(validate=is_validation_enabled())
+        try:
+            with world, torch.enable_grad(), OneType(torch.get_default_dtype()):
+                with poutine.trace(param_only=True) as capture:
+                    loss = self.loss(self.model, self.guide, *args, **kwargs)
+                params = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
+                if not params:
+                    raise PairError(
+                        "neither guide nor model has a parameter (pyro.param), so there is nothing to train"
+                    )
+                self.optim(params)
+                pyro.infer.util.zero_grads(params)
+        except Exception:
+            if check:
+                self._check(args, kwargs)
+            raise
+        if check:
+            self._check(args, kwargs)
+        return torch.as_tensor(loss, dtype=next(iter(params)).dtype).detach().reshape(1)
 
     def _with_inputs(self, given: tuple[Any, ...]) -> tuple[tuple[Any, ...], bool]:
         """Return the arguments, floats as tensors from their second value on, and whether to compile for them."""
@@ -206,12 +249,12 @@ class CompiledSVI:
                 steps=steps,
             )  # fmt: skip
         if slots is None:
-            for parameter, gradient in zip(params, written, strict=True):
-                parameter.grad = gradient
+            for i, (parameter, gradient) in enumerate(zip(params, written, strict=True)):
+                parameter.grad = None if i in found.idle else gradient
             self.optim(set(params))
             pyro.infer.util.zero_grads(set(params))
         else:
-            slots.advance(steps)
+            slots.advance(steps, found.idle)
         return losses
 
     @property
@@ -223,50 +266,45 @@ class CompiledSVI:
         """Raise if the model observes what it cannot have produced; what else is wrong, the loss will say itself."""
         if not is_validation_enabled():
             return
+        rng, store = torch.get_rng_state(), pyro.get_param_store()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), store.scope(store.get_state()), Watch(own=False).open((self.model, self.guide)):
                 found, _ = traces(self.model, self.guide, *args, **kwargs)
         except Exception:
             return
+        finally:
+            torch.set_rng_state(rng)
         check_trace(found)
 
-    def _find_averages(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Averages:
-        """Find what the loss keeps in the store, on a copy of it, and put its first values into the store."""
-        store = pyro.get_param_store()
-        known = set(store.keys())
-        with store.scope(store.get_state()):
-            found = find_averages(
-                lambda: self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs), FirstValues()
-            )
-            made = {n: (store._params[n], store._constraints[n]) for n in store if n not in known}
-        fresh = {n: both for n, both in made.items() if n not in found}
-        for name, (value, constraint) in fresh.items():
-            store._params[name], store._constraints[name] = value, constraint
-            store._param_to_name[value] = name
-        for name, value in found.items():
-            if name not in known:
-                store[name] = value
-        return _Averages(tuple(found), tuple(fresh))
-
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], *, wanted: bool) -> _Traced:
+    def _trace(self, given: tuple[tuple[Any, ...], dict[str, Any]], leaves: list[Any]) -> _Traced:
+        args, kwargs = given
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
         store = pyro.get_param_store()
-        with store.scope(store.get_state()):
-            self._check(args, kwargs)
-        torch.set_rng_state(rng)
         watch = Watch(own=False)
-        with watch.open((self.model, self.guide)):
-            with poutine.trace(param_only=True) as capture:
-                self.loss.loss(self.model, self.guide, *args, **kwargs)
-            averages = self._find_averages(args, kwargs)
+        without: set[str] = set()
+
+        def gradient() -> None:
+            for p in store._params.values():
+                p.grad = None
+            self.loss(self.model, self.guide, *args, **kwargs)
+            without.clear()
+            without.update(n for n, p in store._params.items() if p.grad is None)
+
+        with (
+            watch.open((self.model, self.guide)),
+            store.scope(store.get_state()),
+            torch.enable_grad(),
+            OneType(torch.get_default_dtype()),
+            poutine.trace(param_only=True) as capture,
+        ):
+            averages = tuple(find_averages(gradient, FirstValues()))
         torch.set_rng_state(rng)
-        names = tuple(dict.fromkeys((*capture.trace.nodes, *averages.fresh)))
-        names = tuple(n for n in names if n not in averages.names)
-        if not names:
-            raise PairError("neither guide nor model has a parameter (pyro.param), so there is nothing to train")
+        names = tuple(n for n in capture.trace.nodes if n not in averages)
         buffers = watch.written
         params = [store._params[n] for n in names]
+        absent = tuple(i for i, n in enumerate(names) if n in without)
+        idle = _idle(params, absent)
         layout = Layout(
             names=names,
             values={},
@@ -280,45 +318,46 @@ class CompiledSVI:
         skeleton = _filled((args, kwargs), itertools.repeat(torch.empty(0)))  # does not keep the first batch alive
 
         def run(*inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
-            count, middle = len(names), len(names) + len(buffers) + len(averages.names)
+            count, middle = len(names), len(names) + len(buffers) + len(averages)
             end = middle + (0 if rules is None else 2 * count + 1)
             own = [v.detach().requires_grad_(True) for v in inputs[:count]]
             kept, inner = [b.clone() for b in inputs[count:middle]], len(buffers)
             inner_args, inner_kwargs = _filled(skeleton, iter(inputs[end:]))
             with layout.bind(own, kept[:inner], tracing=tracing):
-                put(averages.names, kept[inner:])
-                loss = self.loss.loss_and_grads(self.model, self.guide, *inner_args, **inner_kwargs)
+                put(averages, kept[inner:])
+                loss = self.loss(self.model, self.guide, *inner_args, **inner_kwargs)
                 held = [pyro.get_param_store()._params[n] for n in names]
-                kept = kept[:inner] + take(averages.names)
+                kept = kept[:inner] + take(averages)
             loss = torch.as_tensor(loss, dtype=own[0].dtype).detach()
             grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in held]
             if rules is None:
                 return (loss, *grads, *kept)
             first, second = inputs[middle : middle + count], inputs[middle + count : end - 1]
-            new, firsts, seconds, rates = update(rules, inputs[:count], grads, first, second, inputs[end - 1])
+            new, firsts, seconds, rates = update(
+                rules, inputs[:count], grads, first, second, inputs[end - 1], idle=idle
+            )
             return (loss, *new, *kept, *firsts, *seconds, rates)
 
         example = [p.detach() for p in params] + [module._buffers[key] for module, key in buffers.values()]
-        example += take(averages.names)
+        example += take(averages)
         if slots is not None:
             example += [*slots.first, *slots.second, slots.rates]
-        program = Program(run, "a float among the arguments takes other values")
-        if wanted:
-            with pyro_world():
-                program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
-        return _Traced(layout, program, rules, slots, averages.names)
+        with pyro_world():
+            program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
+        return _Traced(layout, program, rules, slots, averages, absent, idle)
 
 
 def compile_svi(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *,
-    loss: ELBO | Elbo | None = None,
-    optim: PyroOptim | None = None,
+    loss: ELBO | Elbo | Callable[..., Any] | None = None,
+    optim: PyroOptim | type[torch.optim.Optimizer] | None = None,
 ) -> CompiledSVI:
     """Compile a pair's SVI step; use it as ``SVI(model, guide, optim, loss).step``.
 
-    Parameters live in Pyro's current store, before and after, as with ``SVI.step``::
+    Parameters live in Pyro's current store, before and after, as with ``SVI.step``; several steps may share them, as
+    wake and sleep phases do::
 
         step = zoo.compile_svi(model, guide, loss=Trace_ELBO(), optim=pyro.optim.Adam({"lr": 1e-2}))
         for x, y in batches:
@@ -327,21 +366,22 @@ def compile_svi(
     Args:
         model: Any Pyro model.
         guide: Its guide.
-        loss: One of Pyro's estimators; ``Trace_ELBO()`` if ``None``.
-        optim: One of :mod:`pyro.optim`'s optimisers; ``Adam({"lr": 1e-3})`` if ``None``.
+        loss: One of Pyro's estimators, one of your own, or a function ``loss(model, guide, *args, **kwargs)`` that
+            returns a scalar tensor; ``Trace_ELBO()`` if ``None``. The estimators whose names begin with ``Jit`` are
+            taken as those without. Where an estimator returns several losses, as ``ReweightedWakeSleep`` does, the step
+            returns their sum.
+        optim: One of :mod:`pyro.optim`'s optimisers or schedulers, or a class of :mod:`torch.optim` at its own default
+            rate; ``Adam({"lr": 1e-3})`` if ``None``.
 
     Returns:
         The step.
 
     Raises:
-        PairError: If ``optim`` is not one of Pyro's optimisers.
+        PairError: If ``loss`` is no such loss, or ``optim`` no such optimiser.
     """
-    if isinstance(loss, Elbo):
-        loss = to_pyro(loss)
-    optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else optim
-    if not isinstance(optim, PyroOptim):
-        raise PairError(f"optim is a {type(optim).__name__}; allowed: an optimiser of pyro.optim")
-    return CompiledSVI(model, guide, loss if loss is not None else Trace_ELBO(), optim)
+    loss = to_pyro(loss) if isinstance(loss, Elbo) else Trace_ELBO() if loss is None else loss
+    optim = pyro.optim.Adam({"lr": 1e-3}) if optim is None else as_pyro(optim, {})
+    return CompiledSVI(model, guide, Estimate(loss), optim)
 
 
 def _flatten(value: Any, leaves: list[Any]) -> Any:

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from zoo.errors import PairError
+from zoo.inference.arguments import Called, plain
 from zoo.inference.sites import is_plate
 from zoo.types import Alternating, Batch, Elbo, Loss, Objective
 
-__all__ = ["KLWeight", "enumerated_bound", "loss_and_grads", "losses_of", "subtracts_guide", "to_pyro"]
+__all__ = [
+    "Estimate",
+    "KLWeight",
+    "enumerated_bound",
+    "estimates_of",
+    "evaluate",
+    "identity_of",
+    "loss_and_grads",
+    "losses_of",
+    "subtracts_guide",
+    "to_pyro",
+]
+
+# Pyro's estimators that torch.jit traces, and the same ones without it.
+_TRACED = {
+    JitTrace_ELBO: Trace_ELBO,
+    JitTraceMeanField_ELBO: TraceMeanField_ELBO,
+    JitTraceGraph_ELBO: TraceGraph_ELBO,
+    JitTraceEnum_ELBO: TraceEnum_ELBO,
+}
 
 
 def to_pyro(elbo: Elbo) -> ELBO:
@@ -83,6 +119,139 @@ def _analytic(guide: Any, model: Any) -> bool:
     return True
 
 
+class Estimate:
+    """A loss of model and guide as Pyro's ``SVI`` takes it, evaluated with its gradient.
+
+    Args:
+        loss: One of Pyro's estimators, an object of another class with a method ``loss_and_grads``, or a function
+            ``loss(model, guide, *args, **kwargs)`` -> scalar tensor. An estimator that ``torch.jit`` would trace is
+            evaluated by its plain twin.
+
+    Raises:
+        PairError: If it is none of these.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = _untraced(loss)
+        method = getattr(self.loss, "loss_and_grads", None)
+        self._method = method if callable(method) else None
+        kind = type(self.loss)
+        if isinstance(self.loss, ReweightedWakeSleep) and kind.loss_and_grads is ReweightedWakeSleep.loss_and_grads:
+            self._method = self._wake_and_sleep
+
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the loss and add its gradient to that of the parameters.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Likewise.
+
+        Returns:
+            The loss, a number or a scalar tensor; the sum of the losses where the estimator has several, as
+            :class:`pyro.infer.ReweightedWakeSleep` has.
+
+        Raises:
+            PairError: If a function returns no scalar tensor, or one without a gradient.
+        """
+        if self._method is not None:
+            found = self._method(model, guide, *args, **kwargs)
+            return sum(found[1:], start=found[0]) if isinstance(found, tuple) else found
+        value = self.loss(model, guide, *args, **kwargs)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            got = f"a {type(value).__name__}"
+            if isinstance(value, Tensor):
+                got = f"a tensor of shape {tuple(value.shape)}" + ("" if value.requires_grad else " without a gradient")
+            raise PairError(
+                f"the loss {_name(self.loss)} returned {got}; it must return a scalar tensor that depends on the "
+                "parameters"
+            )
+        value = value.reshape(())
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
+        """Run the loss without its gradient.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Likewise.
+        """
+        run = self.loss if self._method is None else getattr(self.loss, "loss", self._method)
+        run(model, guide, *args, **kwargs)
+
+    def _wake_and_sleep(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As Pyro does, but for reading the two numbers out of their tensors."""
+        wake, phi = self.loss._loss(model, guide, args, kwargs)
+        total: Tensor = wake + phi
+        total.backward()  # type: ignore[no-untyped-call]
+        return total.detach()
+
+    def finite(self) -> Estimate:
+        """Return one whose loss is a number to be watched, with the same gradient.
+
+        Returns:
+            Itself, except for :class:`pyro.infer.TraceTailAdaptive_ELBO`, whose loss Pyro leaves at infinity: there
+            the loss is the weighted sum that has the gradient.
+        """
+        if not isinstance(self.loss, TraceTailAdaptive_ELBO):
+            return self
+        kind = type(self.loss)
+
+        def particle(own: Any, model_trace: Any, guide_trace: Any) -> Any:
+            _, surrogate = kind._differentiable_loss_particle(own, model_trace, guide_trace)
+            return surrogate.detach(), surrogate
+
+        twin = copy.copy(self.loss)
+        # Pyro has no method ``loss`` for it either.
+        own = {"_differentiable_loss_particle": particle, "loss": Trace_ELBO.differentiable_loss}
+        twin.__class__ = type(kind.__name__, (kind,), own)
+        return Estimate(twin)
+
+    def own(self) -> Estimate:
+        """Return one that does not change the loss that it was made of: Pyro's estimators remember what they guess.
+
+        Returns:
+            An estimate of the same loss.
+        """
+        owner = getattr(self.loss, "__self__", None)
+        if isinstance(owner, ELBO):
+            return Estimate(getattr(copy.copy(owner), self.loss.__name__))
+        return Estimate(copy.copy(self.loss)) if isinstance(self.loss, ELBO) else self
+
+
+def _untraced(loss: Any) -> Any:
+    """Return a loss without torch.jit, or raise if it is none."""
+    owner = getattr(loss, "__self__", None)
+    if isinstance(owner, ELBO):  # a method, such as ``differentiable_loss``
+        return getattr(_untraced(owner), loss.__name__)
+    if isinstance(loss, type):
+        raise PairError(f"loss is the class {loss.__name__}; hand in an estimator: {loss.__name__}()")
+    if type(loss) in _TRACED:
+        twin: Any = object.__new__(_TRACED[type(loss)])
+        twin.__dict__.update({k: v for k, v in vars(loss).items() if not k.startswith("_")})
+        return twin
+    if isinstance(loss, tuple(_TRACED)):
+        base = next(kind for kind in _TRACED if isinstance(loss, kind))
+        raise PairError(
+            f"{type(loss).__name__} extends {base.__name__}, which torch.jit traces on its own; derive it from "
+            f"{_TRACED[base].__name__}"
+        )
+    if not callable(loss) and not callable(getattr(loss, "loss_and_grads", None)):
+        raise PairError(
+            f"loss is a {type(loss).__name__}; allowed: one of Pyro's estimators, a zoo.types.Elbo, or a function "
+            "loss(model, guide, *args, **kwargs)"
+        )
+    return loss
+
+
+def _name(loss: Any) -> str:
+    return repr(getattr(loss, "__qualname__", type(loss).__name__))
+
+
 def enumerated_bound(
     estimator: ELBO, model: Callable[..., Any], guide: Callable[..., Any] | None, batch: Batch
 ) -> Tensor:
@@ -114,18 +283,63 @@ def subtracts_guide(function: Any) -> bool:
     return isinstance(function, Elbo | ELBO) and not own
 
 
-def losses_of(objective: Objective | ELBO) -> tuple[Loss, ...]:
+def losses_of(objective: Objective) -> tuple[Loss, ...]:
     """Return the objective as a tuple of named losses.
 
     Args:
-        objective: Of a pair, or one of Pyro's estimators.
+        objective: Of a pair.
 
     Returns:
-        One loss named ``elbo``, or the losses of :class:`~zoo.types.Alternating`.
+        One loss named ``elbo`` (``loss`` for a function), or the losses of :class:`~zoo.types.Alternating`.
     """
     if isinstance(objective, Alternating):
         return objective.losses
-    return (Loss(name="elbo", function=objective, trains=objective.trains if isinstance(objective, Elbo) else ""),)
+    name = "elbo" if isinstance(objective, Elbo | ELBO) else "loss"
+    return (Loss(name=name, function=objective, trains=objective.trains if isinstance(objective, Elbo) else ""),)
+
+
+def estimates_of(objective: Objective) -> list[Estimate]:
+    """Return what a fit minimises.
+
+    Args:
+        objective: Of a pair.
+
+    Returns:
+        One estimate per loss, whose loss is finite.
+
+    Raises:
+        PairError: If a loss is none.
+    """
+    found = [
+        Estimate(to_pyro(s.function) if isinstance(s.function, Elbo) else s.function) for s in losses_of(objective)
+    ]
+    return [estimate.own().finite() for estimate in found]
+
+
+def identity_of(objective: Objective) -> list[dict[str, Any]]:
+    """Return what an objective is, for comparison with that of another fit.
+
+    Args:
+        objective: Of a pair.
+
+    Returns:
+        One mapping per loss, as far as JSON can hold it.
+    """
+    return [
+        _described(s.function) | {"name": s.name, "trains": s.trains, "steps": s.steps} for s in losses_of(objective)
+    ]
+
+
+def _described(loss: Any) -> dict[str, Any]:
+    if isinstance(loss, Elbo):
+        return dataclasses.asdict(loss)
+    owner = getattr(loss, "__self__", None)
+    if isinstance(owner, ELBO):
+        return _described(owner) | {"method": loss.__name__}
+    if isinstance(loss, ELBO):
+        options = {k: v for k, v in vars(loss).items() if isinstance(v, bool | int | float | str)}
+        return {"estimator": type(loss).__name__} | options
+    return {"estimator": type(loss).__name__}
 
 
 class KLWeight(Messenger):  # type: ignore[misc]
@@ -145,7 +359,7 @@ class KLWeight(Messenger):  # type: ignore[misc]
 
 
 def loss_and_grads(
-    function: ELBO | Callable[..., Tensor],
+    function: Estimate,
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
     leaves: Sequence[Tensor],
@@ -155,7 +369,7 @@ def loss_and_grads(
     """Evaluate one loss and its gradient with respect to the leaves, inside a bound layout.
 
     Args:
-        function: Pyro's estimator, or ``function(model, guide, batch)`` -> scalar tensor.
+        function: The loss.
         model: The model.
         guide: The guide.
         leaves: Tensors that require gradients.
@@ -165,21 +379,36 @@ def loss_and_grads(
     Returns:
         The loss, detached, and one gradient per leaf (zeros where the loss does not depend on it).
     """
+    model, guide, args, kwargs = _as_written(model, guide, batch)
     if weight is not None:
         model, guide = _weighted(model, weight), _weighted(guide, weight)
     for leaf in leaves:
         leaf.grad = None
-    if isinstance(function, ELBO):
-        loss = function.loss_and_grads(model, guide, batch)
-    else:
-        value = function(model, guide, batch)
-        value.backward()
-        loss = value
-    loss = torch.as_tensor(loss, dtype=leaves[0].dtype if leaves else None).detach()
+    found = function(model, guide, *args, **kwargs)
+    loss = torch.as_tensor(found, dtype=leaves[0].dtype if leaves else None).detach()
     grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     for leaf in leaves:
         leaf.grad = None
     return loss, grads
+
+
+def evaluate(function: Estimate, model: Callable[..., Any], guide: Callable[..., Any] | None, batch: Batch) -> None:
+    """Run a loss without its gradient, so that all that it reads is made.
+
+    Args:
+        function: The loss.
+        model: The model.
+        guide: The guide.
+        batch: The batch.
+    """
+    model, guide, args, kwargs = _as_written(model, guide, batch)
+    function.evaluate(model, guide, *args, **kwargs)
+
+
+def _as_written(model: Any, guide: Any, batch: Batch) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
+    """Return model and guide as their author wrote them, and their arguments: the loss may pass others to them."""
+    args, kwargs = model.signature.fill(batch) if isinstance(model, Called) else ((batch,), {})
+    return plain(model), plain(guide), args, kwargs
 
 
 def _weighted(program: Callable[..., Any] | None, weight: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from pyro.optim.clipped_adam import ClippedAdam
 from pyro.optim.optim import _load_state_dict
 from torch import Tensor
 
-__all__ = ["Rule", "Slots", "bind", "update"]
+from zoo.errors import PairError
+
+__all__ = ["Rule", "Slots", "as_pyro", "bind", "update"]
 
 _EXACT = (torch.optim.Adam, torch.optim.AdamW, ClippedAdam)
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -83,6 +85,7 @@ class Slots:
         steps = [float(state["step"]) for state in self.states]
         self.rates = torch.tensor([self.lr, steps], dtype=torch.float64)
         self.version = None if self.counter is None else self.counter._version
+        self.steps = [state["step"] for state in self.plain]
 
     def current(self, optim: PyroOptim, params: Sequence[Tensor]) -> bool:
         """Return whether this is still the optimiser's state, taking over changed learning rates and step counts.
@@ -103,25 +106,33 @@ class Slots:
             if own.state.get(p) is not state or tuple(map(group.get, _READ)) != read:
                 return False
         version = None if self.counter is None else self.counter._version
-        if self.version != version or self.lr != [group["lr"] for group in self.groups]:
+        moved = self.version != version or self.steps != [state["step"] for state in self.plain]
+        if moved or self.lr != [group["lr"] for group in self.groups]:
             self._take()
         return True
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int, idle: Collection[int] = ()) -> None:
         """Count steps that a program has taken, where Pyro counts them.
 
         Args:
             steps: How many; :attr:`rates` is as after them.
+            idle: Parameters that it has passed by.
         """
         if self.counter is not None:
-            self.counter += steps
+            if idle:
+                moved = [steps * (i not in idle) for i, s in enumerate(self.states) if isinstance(s["step"], Tensor)]
+                self.counter += torch.tensor(moved)
+            else:
+                self.counter += steps
             self.version = self.counter._version
         if self.plain:
             self.lr = self.rates[0].tolist()
             for rate, group in zip(self.lr, self.groups, strict=True):
                 group["lr"] = rate
-            for state in self.plain:
-                state["step"] += steps
+            for i, state in enumerate(self.states):
+                if i not in idle and not isinstance(state["step"], Tensor):
+                    state["step"] += steps
+            self.steps = [state["step"] for state in self.plain]
 
 
 def _rule(own: Any) -> Rule:
@@ -135,6 +146,35 @@ def _rule(own: Any) -> Rule:
         centred=bool(group.get("centered_variance")),
         decay=group.get("lrd", 1.0),
     )
+
+
+def as_pyro(optim: Any, options: dict[str, Any]) -> PyroOptim:
+    """Return an optimiser as one of Pyro's.
+
+    Args:
+        optim: One of Pyro's optimisers or schedulers, or a class of :mod:`torch.optim`.
+        options: Arguments for such a class.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        PairError: If it is neither, or needs what a step of SVI does not have.
+    """
+    allowed = "one of pyro.optim's, such as pyro.optim.Adam({'lr': 0.01}), or a class of torch.optim"
+    if isinstance(optim, type) and issubclass(optim, torch.optim.Optimizer):
+        if optim is torch.optim.LBFGS:
+            raise PairError(f"LBFGS evaluates the loss several times per step, which SVI does not; allowed: {allowed}")
+        return PyroOptim(optim, options)
+    if isinstance(optim, torch.optim.Optimizer):
+        raise PairError(
+            f"optim is a {type(optim).__name__} for parameters of its own; hand in its class, or pyro.optim.PyroOptim("
+            f"torch.optim.{type(optim).__name__}, {{...}})"
+        )
+    if not isinstance(optim, PyroOptim):
+        what = f"the function {getattr(optim, '__name__', '')}" if callable(optim) else f"a {type(optim).__name__}"
+        raise PairError(f"optim is {what}; allowed: {allowed}")
+    return optim
 
 
 def bind(optim: PyroOptim, params: Sequence[Tensor]) -> Slots | None:
@@ -171,6 +211,8 @@ def update(
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     rates: Tensor,
+    *,
+    idle: Collection[int] = (),
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
     """Return the parameters and the state after a step, as torch's and Pyro's own loops compute them.
 
@@ -181,6 +223,7 @@ def update(
         first: First moments.
         second: Second moments.
         rates: Learning rates and numbers of steps before this one, ``(2, parameters)``.
+        idle: Parameters that have no gradient, and are passed by.
 
     Returns:
         New parameters, first and second moments, and rates.
@@ -189,7 +232,14 @@ def update(
     decays = [rule.decay for rule in rules]
     lr = rates[0] if set(decays) == {1.0} else rates[0] * torch.tensor(decays, dtype=rates.dtype)
     after = torch.stack([lr, rates[1] + 1])
+    if idle:
+        moves = torch.tensor([i not in idle for i in range(len(params))])
+        after = torch.where(moves, after, rates)
     for i, (rule, p, g) in enumerate(zip(rules, params, grads, strict=True)):
+        if i in idle:
+            for values, value in zip(new, (p, first[i], second[i]), strict=True):
+                values.append(value.clone())
+            continue
         rate, step = after[0, i], after[1, i]
         if rule.clip is not None:
             g = g.clamp(-rule.clip, rule.clip)

@@ -28,7 +28,7 @@ from zoo.inference.arguments import Arguments, prepared, signature_of
 from zoo.inference.checkpoint import Chains, Checkpoint, difference
 from zoo.inference.distributed import Ranks, join, together
 from zoo.inference.laplace import with_laplace
-from zoo.inference.objectives import losses_of
+from zoo.inference.objectives import identity_of
 from zoo.inference.posterior import Posterior
 from zoo.inference.predictive import Runs
 from zoo.inference.program import Layout, pyro_world, seeded, stream
@@ -284,7 +284,7 @@ def fit(
                 init = init and {n: v for n, v in init.items() if n not in pair.finish.names}
             own = (
                 identity
-                | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": _objective(pair)}
+                | {"seed": at, "recipe": dataclasses.asdict(recipe), "objective": identity_of(pair.objective)}
                 | {"early_stopping": early_stopping, "skip_nonfinite": skip_nonfinite, "init": _digest(init)}
             )
             if ranks is not None:
@@ -720,7 +720,10 @@ def _particles(pair: Pair, num: int | None) -> Pair:
     if num is None:
         return pair
     if not isinstance(pair.objective, Elbo):
-        raise PairError("num_particles applies to a pair whose objective is one ELBO; this one has several losses")
+        raise PairError(
+            "num_particles applies to a pair whose objective is one zoo.types.Elbo; set it where this pair's losses "
+            "are made"
+        )
     return pair._replace(objective=dataclasses.replace(pair.objective, num_particles=num))
 
 
@@ -747,15 +750,6 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise DataError(f"there is no checkpoint in '{folder}'")
     if found and not resume:
         raise DataError(f"'{folder}' holds checkpoints of a fit; go on with resume=True, or choose another folder")
-
-
-def _objective(pair: Pair) -> Any:
-    """Return a pair's objective as far as JSON can hold it, for the identity of a checkpoint."""
-    return [
-        (dataclasses.asdict(s.function) if isinstance(s.function, Elbo) else {"estimator": type(s.function).__name__})
-        | {"name": s.name, "trains": s.trains, "steps": s.steps}
-        for s in losses_of(pair.objective)
-    ]
 
 
 def _digest(init: Mapping[str, Tensor] | None) -> str:

@@ -12,25 +12,31 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError, ZooError
 from zoo.inference.averages import FirstValues, find_averages, put, take
 from zoo.inference.distributed import Ranks, check_pair
-from zoo.inference.objectives import loss_and_grads, losses_of, subtracts_guide, to_pyro
+from zoo.inference.objectives import (
+    Estimate,
+    estimates_of,
+    evaluate,
+    loss_and_grads,
+    losses_of,
+    subtracts_guide,
+)
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
 from zoo.inference.sites import check_guide, is_plate, traces
 from zoo.inference.state import Order, State
 from zoo.inference.validation import check_rows, check_trace, pair_error
-from zoo.types import Batch, Elbo, Pair, Recipe
+from zoo.types import Batch, Pair, Recipe
 
 __all__ = ["Trainer", "schedule_table"]
 
@@ -68,7 +74,7 @@ def schedule_table(recipe: Recipe) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class _Loss:
     name: str
-    function: ELBO | Callable[..., Tensor]
+    function: Estimate
     mask: Tensor | None  # which entries of theta it trains; None: all
     steps: int
 
@@ -148,7 +154,7 @@ class Trainer:
         if ranks is not None:
             self._take_part(ranks)
         losses = losses_of(pair.objective)
-        self.functions = _functions(pair)
+        self.functions = estimates_of(pair.objective)
         rng = seeded(seed, self.device)
         with self._world(validate=True), stream(rng):
             self.layout = self._discover(pair, renew=renew)
@@ -310,7 +316,7 @@ class Trainer:
         """Run every loss once, with validation, in the fit's own store."""
         batch = self._batch(self._example_rows())
         guide: Any = pair.guide
-        functions = self.functions if pair is self.pair else _functions(pair)
+        functions = self.functions if pair is self.pair else estimates_of(pair.objective)
 
         first = FirstValues()
 
@@ -319,7 +325,7 @@ class Trainer:
                 loss_and_grads(function, pair.model, guide, [], batch)
 
         def run() -> None:
-            if any(subtracts_guide(function) for function in functions):
+            if any(subtracts_guide(function.loss) for function in functions):
                 check_guide(guide, batch)
             model_trace, guide_trace = traces(pair.model, guide, batch)
             _check_sites(model_trace, guide_trace)
@@ -327,10 +333,7 @@ class Trainer:
             if self.ranks is not None:
                 self._check_scale(model_trace)
             for function in functions:
-                if isinstance(function, ELBO):
-                    function.loss(pair.model, guide, batch)
-                else:
-                    function(pair.model, guide, batch)
+                evaluate(function, pair.model, guide, batch)
 
         def run_and_find_averages() -> None:
             with first:
@@ -342,7 +345,7 @@ class Trainer:
             self.averages = {n: v.to(self.device, self.dtype) for n, v in found.items()}
 
         try:
-            closures = (pair.model, guide, *functions)
+            closures = (pair.model, guide, *(f.loss for f in functions))
             return discover(run_and_find_averages, closures, dtype=self.dtype, device=self.device, renew=renew)
         except ZooError:
             raise
@@ -717,11 +720,6 @@ class Trainer:
 def _to(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     value = value.clone() if value.is_inference() else value  # which no gradient may meet
     return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-
-
-def _functions(pair: Pair) -> list[Any]:
-    """Return what a pair minimises, Pyro's estimators in the place of their descriptions."""
-    return [to_pyro(s.function) if isinstance(s.function, Elbo) else s.function for s in losses_of(pair.objective)]
 
 
 def _seed(seed: int, device: torch.device) -> None:
