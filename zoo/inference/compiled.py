@@ -86,6 +86,7 @@ class CompiledSVI:
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], loss: Estimate, optim: PyroOptim) -> None:
         self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
         self._programs: dict[Any, _Traced] = {}
+        self._rehearsed: set[Any] = set()
         self._floats: dict[Any, _Floats] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -183,6 +184,7 @@ class CompiledSVI:
         world = pyro_world(validate=is_validation_enabled())
         try:
             with world, torch.enable_grad(), OneType(torch.get_default_dtype()):
+                self._rehearse(args, kwargs)
                 with poutine.trace(param_only=True) as capture:
                     loss = self.loss(self.model, self.guide, *args, **kwargs)
                 params = {site["value"].unconstrained() for site in capture.trace.nodes.values()}
@@ -261,6 +263,15 @@ class CompiledSVI:
     def reason(self) -> str:
         """Why the latest program runs eagerly; empty if it is compiled."""
         return next(reversed(self._programs.values())).program.reason if self._programs else ""
+
+    def _rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let an estimator draw what it draws once under Pyro."""
+        if not self.loss.rehearsals or self.loss.rehearses_always:
+            return
+        key = len(args), _flatten(kwargs, [])
+        if key not in self._rehearsed:
+            self._rehearsed.add(key)
+            self.loss.rehearse(self.model, self.guide, *args, **kwargs)
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise if the model observes what it cannot have produced; what else is wrong, the loss will say itself."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import (
     ELBO,
     JitTrace_ELBO,
@@ -127,12 +128,19 @@ class Estimate:
             ``loss(model, guide, *args, **kwargs)`` -> scalar tensor. An estimator that ``torch.jit`` would trace is
             evaluated by its plain twin.
 
+    Attributes:
+        rehearsals: How often Pyro runs the loss before its first value, to trace it; each draws random numbers.
+        rehearses_always: Whether it does so before every value.
+
     Raises:
         PairError: If it is none of these.
     """
 
     def __init__(self, loss: Any) -> None:
         self.loss = _untraced(loss)
+        jit = getattr(loss, "__self__", loss)
+        self.rehearsals = 2 if isinstance(jit, tuple(_TRACED)) else 0
+        self.rehearses_always = isinstance(jit, JitTraceMeanField_ELBO)  # which forgets what it traced
         method = getattr(self.loss, "loss_and_grads", None)
         self._method = method if callable(method) else None
         kind = type(self.loss)
@@ -155,6 +163,8 @@ class Estimate:
         Raises:
             PairError: If a function returns no scalar tensor, or one without a gradient.
         """
+        if self.rehearses_always:
+            self.rehearse(model, guide, *args, **kwargs)
         if self._method is not None:
             found = self._method(model, guide, *args, **kwargs)
             return sum(found[1:], start=found[0]) if isinstance(found, tuple) else found
@@ -182,6 +192,19 @@ class Estimate:
         """
         run = self.loss if self._method is None else getattr(self.loss, "loss", self._method)
         run(model, guide, *args, **kwargs)
+
+    def rehearse(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Draw the random numbers that the loss draws under Pyro while ``torch.jit`` traces it.
+
+        Args:
+            model: The model.
+            guide: The guide.
+            *args: Arguments of both.
+            **kwargs: Likewise.
+        """
+        with torch.no_grad(), poutine.block():
+            for _ in range(self.rehearsals):
+                self.evaluate(model, guide, *args, **kwargs)
 
     def _wake_and_sleep(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """As Pyro does, but for reading the two numbers out of their tensors."""

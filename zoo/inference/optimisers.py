@@ -74,8 +74,10 @@ class Slots:
         # Counters that are tensors become entries of one, so that a step adds once.
         counted = [state for state in self.states if isinstance(state["step"], Tensor)]
         self.counter = torch.stack([state["step"] for state in counted]) if counted else None
-        for i, state in enumerate(counted):
-            state["step"] = self.counter[i]  # type: ignore[index]
+        self.views = [] if self.counter is None else list(self.counter)
+        for state, view in zip(counted, self.views, strict=True):
+            state["step"] = view
+        self.counted = counted
         self.plain = [state for state in self.states if not isinstance(state["step"], Tensor)]
         self.read = [tuple(map(group.get, _READ)) for group in self.groups]
         self._take()
@@ -105,6 +107,9 @@ class Slots:
                 return False
             if own.state.get(p) is not state or tuple(map(group.get, _READ)) != read:
                 return False
+        # Another program may count the steps of the same optimiser elsewhere.
+        if any(state["step"] is not view for state, view in zip(self.counted, self.views, strict=True)):
+            return False
         version = None if self.counter is None else self.counter._version
         moved = self.version != version or self.steps != [state["step"] for state in self.plain]
         if moved or self.lr != [group["lr"] for group in self.groups]:
@@ -161,15 +166,14 @@ def as_pyro(optim: Any, options: dict[str, Any]) -> PyroOptim:
     Raises:
         PairError: If it is neither, or needs what a step of SVI does not have.
     """
-    allowed = "one of pyro.optim's, such as pyro.optim.Adam({'lr': 0.01}), or a class of torch.optim"
+    allowed = "an optimiser of pyro.optim, such as pyro.optim.Adam({'lr': 0.01}), or a class of torch.optim"
     if isinstance(optim, type) and issubclass(optim, torch.optim.Optimizer):
         if optim is torch.optim.LBFGS:
             raise PairError(f"LBFGS evaluates the loss several times per step, which SVI does not; allowed: {allowed}")
         return PyroOptim(optim, options)
     if isinstance(optim, torch.optim.Optimizer):
         raise PairError(
-            f"optim is a {type(optim).__name__} for parameters of its own; hand in its class, or pyro.optim.PyroOptim("
-            f"torch.optim.{type(optim).__name__}, {{...}})"
+            f"optim is an instance of {type(optim).__name__}, which holds parameters of its own; allowed: {allowed}"
         )
     if not isinstance(optim, PyroOptim):
         what = f"the function {getattr(optim, '__name__', '')}" if callable(optim) else f"a {type(optim).__name__}"

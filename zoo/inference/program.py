@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 _PYRO = str(Path(str(pyro.__file__)).parent)
+_TORCH = str(Path(str(torch.__file__)).parent)
 _MOST_STEPS = 30  # of a recurrent layer that is unrolled
 _WORK = 5e8  # floating-point operations of a call for which another thread pays
 
@@ -247,6 +248,10 @@ class _Bound(TorchFunctionMode):
                     return answer
         if self.tracing and func is torch._is_all_true and "distribution" in sys._getframe(1).f_code.co_filename:
             return True  # asked by a distribution that was built, with validation, outside the pair
+        if self.tracing and func in _ASIDE:
+            answer = _aside(func, args)
+            if answer is not NotImplemented:
+                return answer
         if self.tracing and func in _RECURRENT:
             return _unroll(func, args, kwargs)
         if self.tracing and func in _INDEXED:
@@ -319,6 +324,26 @@ def answer_pyro(func: Any, caller: str, args: tuple[Any, ...]) -> Any:
         return torch.where(args[1], args[0], torch.zeros((), dtype=args[0].dtype, device=args[0].device))
     if func is torch.Tensor.__float__ and caller == "_get_common_scale":
         return float(id(args[0]))  # Pyro's comment: a cheap comparison by identity
+    return NotImplemented
+
+
+_ASIDE = {torch.Tensor.register_hook, torch.Tensor.nonzero}
+
+
+def _aside(func: Any, args: tuple[Any, ...]) -> Any:
+    """Answer what Pyro does with tensors beside computing, while a graph is recorded."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    if frame is None or not frame.f_code.co_filename.startswith(_PYRO):
+        return NotImplemented
+    caller = frame.f_code.co_name
+    if func is torch.Tensor.register_hook and caller == "warn_if_nan":  # it would look at every gradient
+        return None
+    if func is torch.Tensor.nonzero and caller == "__call__" and args[0].dim() == 2:
+        # EnergyDistance asks for all pairs of its particles, by the ones below the diagonal.
+        size = args[0].shape[0]
+        return torch.tensor([[i, j] for i in range(size) for j in range(i)], device=args[0].device)
     return NotImplemented
 
 
