@@ -315,6 +315,30 @@ def test_a_model_with_the_wrong_noise_does_not():
     assert check.value["p-values"]["mean"] > 0.05
 
 
+def test_outliers_are_told_from_a_bound_that_the_data_do_not_reach():
+    """One value far out is beyond every replicate; data without tails are inside of all of them."""
+    from zoo.diagnostics.known import normal
+
+    fit = normal(0, rows=100)
+    fit.data.train["y"][0] = 9.0
+    assert predictive.predictive_check(fit, num_draws=400).value["beyond the largest or smallest"] < 0.02
+    fit = normal(0, rows=100)
+    fit.data.train["y"].clamp_(-1.2, 1.2)
+    assert predictive.predictive_check(fit, num_draws=400).value["beyond the largest or smallest"] > 0.5
+
+
+def test_a_run_that_ends_early_does_not_hide_its_fall_in_noise():
+    """Over its last fifth the fall is within the noise; from the fifth before it is not."""
+    from zoo.diagnostics import known
+
+    fit = known.gaussian(1)
+    noise = known.losses(0, steps=300)
+    fit.history = {"elbo": noise + 400 * torch.exp(-torch.arange(300) / 50.0)}
+    found = checks.optimiser_stationarity(fit)
+    assert found.verdict != "pass"
+    assert "still falling" in found.explanation
+
+
 def test_predictive_p_values_are_conservative_but_not_blind():
     """Over data sets from the model itself few p-values are small."""
     least = []
@@ -596,17 +620,19 @@ def test_chains_that_were_drawn_again_are_told():
 
 
 @pytest.mark.parametrize(
-    ("central", "checked", "use"),
+    ("central", "beyond", "checked", "use"),
     [
-        (0.4, {"calibration": "pass", "scores": "pass"}, "usable"),
-        (0.001, {"calibration": "pass", "scores": "pass"}, "usable with care"),
-        (0.4, {"calibration": "warn", "scores": "pass"}, "usable with care"),
-        (0.4, {"calibration": "pass"}, "usable with care"),
-        (0.4, {}, "usable with care"),
+        (0.4, 0.9, {"calibration": "pass", "scores": "pass"}, "usable"),
+        (0.4, 0.002, {"calibration": "pass", "scores": "pass"}, "usable with care"),
+        (0.001, 0.9, {"calibration": "pass", "scores": "pass"}, "usable with care"),
+        (0.4, 0.9, {"calibration": "warn", "scores": "pass"}, "usable with care"),
+        (0.4, 0.9, {"calibration": "pass"}, "usable with care"),
+        (0.4, 0.9, {}, "usable with care"),
     ],
 )
-def test_extremes_that_are_missed_are_told_where_new_rows_confirm_the_rest(central, checked, use):
-    missed = dataclasses.replace(made(predictive_check="warn")[0], value={"without extremes": central})
+def test_extremes_that_are_missed_are_told_where_new_rows_confirm_the_rest(central, beyond, checked, use):
+    value = {"without extremes": central, "beyond the largest or smallest": beyond}
+    missed = dataclasses.replace(made(predictive_check="warn")[0], value=value)
     found = answers([*made(r_hat="pass", **checked), missed], Facts(sampled=True))[2]
     assert found.use == use
     assert "predictive_check warn." in found.reason or "calibration" in found.reason

@@ -283,9 +283,14 @@ def _predictions(ran: Mapping[str, Check], facts: Facts, fit: Answer, parameters
 
 
 def _of_the_extremes(replicated: Check) -> bool:
-    """Return whether replicated data differ from the observed ones in their smallest and largest values alone."""
+    """Return whether all that is wrong with replicated data is that they go beyond the observed extremes.
+
+    So does every normal distribution of data that have a bound. Data further out than all replicates are outliers, of
+    which new rows show too few to clear the model of them.
+    """
     value = replicated.value if isinstance(replicated.value, Mapping) else {}
-    return float(value.get("without extremes", 0.0)) > LEVEL
+    inside = float(value.get("beyond the largest or smallest", 0.0)) > LEVEL
+    return inside and float(value.get("without extremes", 0.0)) > LEVEL
 
 
 def _doubted(facts: Facts, fit: Answer, parameters: Answer, new_rows: bool) -> tuple[Use, str]:

@@ -362,8 +362,6 @@ def end_to_end(*, fits: int, faults: int, progress: Progress | None = None) -> E
 def _answers_page(found: EndToEnd) -> list[str]:
     """Return the section about the three answers."""
     lines = [
-        "## The three answers, end to end",
-        "",
         f"{found.fits} right fits: data simulated from the model itself, with parameters drawn from its prior, other "
         "data for every fit, the whole diagnosis with default settings (`zoo/diagnostics/endtoend.py`). *Good* is "
         "'usable', and for the parameters of a network 'not meant to be read'. P-values behind an answer are adjusted "

@@ -131,14 +131,19 @@ def predictive_check(posterior: Posterior, *, num_draws: int = 1_000, seed: int 
         f"Data replicated from the fit differ from the observed data in the {worst}: the model does not describe it."
         if deep or not worst.endswith(_EXTREMES)
         else f"Data replicated from the fit do not have such a {worst} value as the observed data: the model describes "
-        "centre and spread, but not the extremes; do not use it for these."
+        f"centre and spread, but {'the data go' if found.beyond < 0.05 else 'goes'} further out"
+        f"{'' if found.beyond < 0.05 else ' than the data'}; do not use it for extremes."
     )
     return Check(
         name="predictive_check",
         title="Does the fitted model reproduce the data?",
         about="predictions",
         verdict=verdict,
-        value={"joint p-value": least, "without extremes": found.central}
+        value={
+            "joint p-value": least,
+            "without extremes": found.central,
+            "beyond the largest or smallest": found.beyond,
+        }
         | ({"p-values": found.p_values} if few else {"smallest p-value": found.p_values[worst], "of": worst}),
         p_value=least,
         threshold="p-value of the most deviating statistic among as many: warn below 0.05, fail below 0.01 where "
@@ -245,6 +250,7 @@ class _Compared:
     inward: dict[str, float]
     joint: float
     central: float
+    beyond: float
     worst: str
     data: dict[str, NDArray[Any]]
 
@@ -273,6 +279,7 @@ def _compared(
     p_values: dict[str, float] = {}
     inward: dict[str, float] = {}
     far: dict[str, NDArray[np.float64]] = {}
+    beyond = 1.0
     data: dict[str, NDArray[Any]] = {}
     for name, site in known.items():
         node, new = nodes[name], replicated[name].detach().cpu()
@@ -307,6 +314,8 @@ def _compared(
                 side = {"sd": 1, "smallest": -1, "largest": 1}.get(label, 0) if outward else 0
                 far[prefix + label] = _deviations(values, side)
                 both = min(1.0, 2 * min(low, high))
+                if label in _EXTREMES:  # further out than replicates, on either side
+                    beyond = min(beyond, 2 * (low if label == "smallest" else high))
                 if not outward or label == "mean":
                     p_values[prefix + label] = both
                 else:
@@ -325,7 +334,7 @@ def _compared(
     central = np.stack([v for k, v in far.items() if not k.endswith(_EXTREMES)]).max(0)
     worst = max(far, key=lambda k: far[k][0])
     joint, inner = (_upper(float(v[0]), v[1:]) for v in (together, central))
-    return _Compared(p_values, inward, joint, inner, worst, data)
+    return _Compared(p_values, inward, joint, inner, beyond, worst, data)
 
 
 def _class_frequencies(observed: NDArray[np.float64], replicated: NDArray[np.float64], num: int) -> NDArray[np.float64]:
