@@ -59,6 +59,9 @@ class _Refitter:
                 raise NotApplicable(
                     "how the pair was trained is not known; pass recipe= to Posterior.from_store, or fit by zoo.fit"
                 )
+            own = next((key for key in ("optimizer", "callback") if posterior.info.get(key)), "")
+            if own:
+                raise NotApplicable(f"the fit had its own {own}, which is not kept, so it cannot be repeated")
             self.recipe = Recipe(**recipe)
 
     def fit(self, batch: Batch, *, seed: int, chains: int = 2, draws: int = 400) -> Posterior:

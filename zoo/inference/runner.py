@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from zoo.inference.posterior import Posterior
 from zoo.inference.predictive import Runs
 from zoo.inference.program import Layout, pyro_world, seeded, stream
 from zoo.inference.progress import Progress, ProgressEvent, bar
+from zoo.inference.steering import Callback, Parameters, optimiser_of
 from zoo.inference.svi import Trainer
 from zoo.types import Batch, Dataset, Diagnostic, Elbo, Method, Pair, Recipe, hyper_from_json, hyper_to_json
 
@@ -56,7 +58,7 @@ def fit(
     steps: int | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
-    optimizer: str | None = None,
+    optimizer: str | PyroOptim | type[torch.optim.Optimizer] | None = None,
     schedule: str | None = None,
     warmup: float | None = None,
     kl_warmup: float | None = None,
@@ -85,6 +87,8 @@ def fit(
     init: Mapping[str, Tensor] | None = None,
     distributed: bool | Ranks = False,
     progress: bool | Progress | None = None,
+    callback: Callable[[int, Tensor, Parameters], Any] | None = None,
+    callback_every: int = 1,
     name: str | None = None,
 ) -> Posterior:
     """Fit a method or a pair to data.
@@ -101,7 +105,10 @@ def fit(
         steps: (svi) Optimiser steps. This and the following default to the method's recipe.
         learning_rate: (svi) Highest learning rate.
         batch_size: (svi) Rows per step; 0 takes all rows.
-        optimizer: (svi) ``adam``, ``adamw`` or ``sgd``.
+        optimizer: (svi) ``adam``, ``adamw`` or ``sgd``; or an optimiser of your own, whose update runs after the
+            compiled gradient and which starts anew in every fit: one of :mod:`pyro.optim` (a function as its argument
+            gives every parameter its own rate) or a class of :mod:`torch.optim`. One of Pyro's schedulers takes a step
+            after every pass over the data.
         schedule: (svi) ``constant``, ``cosine``, ``linear`` or ``exponential``.
         warmup: (svi) Fraction of the steps over which the learning rate rises.
         kl_warmup: (svi) Fraction of the steps over which the latent terms' weight rises.
@@ -142,6 +149,10 @@ def fit(
             that exists. Each of them calls this function with the same arguments and gets the same posterior; rank 0
             alone writes and shows progress. ``batch_size`` counts the rows of all ranks.
         progress: ``True`` for a progress bar, or a function of progress events.
+        callback: (svi) ``callback(step, losses, params)`` is called between steps with the steps taken so far, the
+            losses since the last call and the parameters, which it may change (``params["scale"].clamp_(min=0.01)``).
+            It stops the fit by returning ``True``. What it remembers is in no checkpoint, so that it goes with none.
+        callback_every: (svi) Steps between its calls.
         name: Name of a bare pair's posterior.
 
     Returns:
@@ -188,7 +199,7 @@ def fit(
         raise UnknownNameError(f"dtype '{dtype}' is unknown; allowed: {', '.join(_DTYPES)}")
     _check_numbers(
         steps=steps, restarts=restarts, chains=chains, draws=draws, tune=tune or 1, checkpoint_every=checkpoint_every,
-        checkpoint_keep=checkpoint_keep, num_particles=num_particles, workers=workers,
+        checkpoint_keep=checkpoint_keep, num_particles=num_particles, workers=workers, callback_every=callback_every,
     )  # fmt: skip
     # Restarts have the seeds that follow.
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**63 - restarts:
@@ -212,7 +223,7 @@ def fit(
         "steps": steps,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
-        "optimizer": optimizer,
+        "optimizer": optimizer if isinstance(optimizer, str) else None,
         "schedule": schedule,
         "warmup": warmup,
         "kl_warmup": kl_warmup,
@@ -220,6 +231,14 @@ def fit(
         "weight_decay": weight_decay,
     }
     recipe = _recipe(base, options)
+    optim = None
+    if optimizer is not None and not isinstance(optimizer, str):
+        optim, optim_name = optimiser_of(optimizer, recipe, options)
+    if callback is not None and not callable(callback):
+        raise DataError(f"callback is a {type(callback).__name__}; allowed: a function of step, losses and params")
+    for option, value in (("optimizer", optim), ("callback", callback)):
+        if value is not None:
+            _check_steering(option, engine, checkpoint, distributed, skip_nonfinite)
     if engine == "svi" and recipe.batch_size is not None and "index" not in dataset.train:
         if batch_size:
             _refuse_batches(batch_size, dataset)
@@ -244,6 +263,11 @@ def fit(
     }
     if init is not None:
         about["init"] = _digest(init)
+    if optim is not None:
+        about["optimizer"] = optim_name
+    if callback is not None:
+        called = getattr(callback, "__qualname__", type(callback).__name__)
+        about["callback"] = {"function": called, "every": callback_every}
     own_call = signature_of(method) if isinstance(method, Pair) else None
     if own_call is not None:
         about["arguments"] = own_call.to_json()
@@ -304,6 +328,7 @@ def fit(
                     pair, common, about, tell, recipe=recipe, seed=at, dtype=dtype, device=device,
                     compile=compile, early_stopping=early_stopping, skip=skip_nonfinite, checkpoint=keep,
                     resume=resume, init=init, ranks=ranks, validate=at == seed, renew=found is None and at > seed,
+                    optim=optim, callback=None if callback is None else Callback(callback, callback_every),
                     label=f"restart {at - seed + 1}/{restarts}  " if restarts > 1 else "",
                 )
             )  # fmt: skip
@@ -334,6 +359,8 @@ def _descend(
     ranks: Ranks | None,
     validate: bool,
     renew: bool,
+    optim: PyroOptim | None,
+    callback: Callback | None,
     label: str,
 ) -> Posterior:
     """Run SVI to the end and wrap the result."""
@@ -355,6 +382,7 @@ def _descend(
             ranks=ranks,
             validate=validate,
             renew=renew,
+            optim=optim,
         )
         if pair.finish is not None:
             with trainer.layout.states():
@@ -393,6 +421,8 @@ def _descend(
             stops = [recipe.steps - at, window - at % window]
             if checkpoint is not None:
                 stops.append(checkpoint.every - at % checkpoint.every)
+            if callback is not None:
+                stops.append(callback.every - at % callback.every)
             count = min(size, *stops)
             if ranks is not None:  # how far a block goes is a matter of speed, and the ranks differ in it
                 count = ranks.pace(count)
@@ -406,6 +436,9 @@ def _descend(
             tell(ProgressEvent("fitting", at, recipe.steps, f"{label}loss {float(losses[:, 0].mean()):,.5g}"))
             if checkpoint is not None and (at % checkpoint.every == 0 or at == recipe.steps):
                 keep()
+            if callback is not None and at % callback.every == 0 and trainer.call(callback):
+                reason = f"the callback stopped it after {at} steps"
+                break
         if ranks is not None:
             ranks.check_equal(trainer.state.theta, "parameters")
     except KeyboardInterrupt:
@@ -643,6 +676,21 @@ def _check_numbers(**values: int | None) -> None:
         # Every step has its place in tables of rates and losses, every draw in those of chains.
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
             raise DataError(f"{name} is {value!r}; allowed: a whole number from 1 to {_MOST:,}")
+
+
+def _check_steering(option: str, engine: str, checkpoint: Any, distributed: Any, skip: bool) -> None:
+    """Refuse an optimiser or a callback of the user's where the fit could not keep what it promises."""
+    if engine != "svi":
+        raise DataError(f"{option} is for engine 'svi'; this fit has '{engine}'")
+    if checkpoint is not None:
+        raise DataError(
+            f"checkpoint does not go with {option}={'...' if option == 'callback' else 'an object'}: what it remembers "
+            "is in no checkpoint, so that the fit could not go on exactly; leave out one of them"
+        )
+    if distributed:
+        raise DataError(f"several ranks do not go with {option} of your own; fit in one process")
+    if skip and option == "optimizer":
+        raise DataError("skip_nonfinite goes with the optimizers adam, adamw and sgd only")
 
 
 def _refuse_batches(batch_size: int, data: Dataset) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from zoo.errors import DataError, NonFiniteError, PairError, ZooError
@@ -35,6 +36,7 @@ from zoo.inference.objectives import (
 from zoo.inference.program import Layout, Program, compile_function, discover, pyro_world, seeded, stream
 from zoo.inference.sites import check_guide, is_plate, traces
 from zoo.inference.state import Order, State
+from zoo.inference.steering import Callback, Optimiser
 from zoo.inference.validation import check_rows, check_trace, pair_error
 from zoo.types import Batch, Pair, Recipe
 
@@ -115,6 +117,7 @@ class Trainer:
         ranks: The processes that share every batch; ``None`` is one alone.
         validate: Whether to check all rows, beside those of the first batch, before anything is compiled.
         renew: Whether layers that were built outside of the pair begin at new random values, not at their own.
+        optim: Takes the steps in the place of the recipe's optimiser, after the compiled gradient.
 
     Raises:
         DataError: If an initial value has the name of no parameter, another shape, or lies outside of the constraint,
@@ -139,8 +142,10 @@ class Trainer:
         ranks: Ranks | None = None,
         validate: bool = False,
         renew: bool = False,
+        optim: PyroOptim | None = None,
     ) -> None:
-        self.skip, self.ranks, self.seed = skip, ranks, seed
+        self.skip, self.ranks, self.seed, self.optim = skip, ranks, seed, optim
+        self._optimiser: tuple[Tensor, Optimiser] | None = None
         if pair.guide is None:
             raise PairError("this pair has no guide, so SVI cannot fit it; use engine='nuts'")
         self.pair, self.recipe, self.dtype, self.device = pair, recipe, dtype, torch.device(device)
@@ -174,6 +179,10 @@ class Trainer:
         self.losses = [
             _Loss(s.name, f, self._mask(s.trains), s.steps) for s, f in zip(losses, self.functions, strict=True)
         ]
+        if optim is not None and len(self.losses) > 1:
+            raise PairError(
+                f"this pair trains {len(self.losses)} losses in turn, for which optimizer is one of adam, adamw, sgd"
+            )
         rate, weight = schedule_table(recipe)
         self.rate, self.weight = rate.to(self.device, dtype), weight.to(self.device, dtype)
         self.state = State(
@@ -193,14 +202,19 @@ class Trainer:
     def _compile(self, *, wanted: bool) -> None:
         """Compile a step, or take it as it is."""
         if self.ranks is None:
-            self.program = Program(self._step, "compile=False")
+            self.program = Program(self._step if self.optim is None else self._slope, "compile=False")
         else:
             self._go_eager("compile=False")
         if not wanted:
             return
         started = time.perf_counter()
         with self._world(), stream(dict(self.state.rng)):
-            if self.ranks is None:
+            if self.optim is not None:
+                inputs = self._slope_inputs(self._example_rows())
+                self.program = compile_function(
+                    lambda *v: self._slope(*v, tracing=True), inputs, eager=self._slope, fixed=self._fixed(len(inputs))
+                )
+            elif self.ranks is None:
                 inputs = self._inputs(self._example_rows())
                 self.program = compile_function(
                     self._traceable_step, inputs, eager=self._step, fixed=self._fixed(len(inputs))
@@ -468,6 +482,83 @@ class Trainer:
     def _gradient_inputs(self, rows: Tensor) -> list[Tensor]:
         return [self.state.theta, self.state.step, self.weight, rows, *self.data.values()]
 
+    def _slope_inputs(self, rows: Tensor) -> list[Tensor]:
+        s = self.state
+        return [s.theta, s.step, self.weight, rows, *s.buffers, *self.data.values()]
+
+    def _slope(self, *inputs: Tensor, tracing: bool = False) -> tuple[Tensor, ...]:
+        """The loss and its gradient, for an optimiser of the user's: state tensors -> loss, gradient, buffers."""
+        theta, step, weight, rows = inputs[:4]
+        end, own = 4 + len(self.state.buffers), len(self.layout.buffers)
+        buffers = [b.clone() for b in inputs[4:end]]
+        batch = self._batch(rows, dict(zip(self.data, inputs[end:], strict=True)))
+        kl = weight.index_select(0, step.view(1)).view(()) if self.recipe.kl_warmup > 0 else None
+        leaves = self._leaves(theta)
+        with self.layout.bind(leaves, buffers[:own], tracing=tracing):
+            put(self.averages, buffers[own:])
+            value, grads = loss_and_grads(
+                self.losses[0].function, self.pair.model, self.pair.guide, self._held(leaves), batch, kl
+            )
+            buffers = buffers[:own] + take(self.averages)
+        gradient = torch.cat([g.reshape(-1) for g in grads])
+        if self.recipe.clip_norm is not None:
+            gradient = gradient * (self.recipe.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        return (value.view(1), gradient, *buffers)
+
+    def _run_by_optimiser(self, count: int, before: State, optim: PyroOptim) -> Tensor:
+        """Take steps by an optimiser of the user's, on gradients that are compiled."""
+        s, found = self.state, []
+        if self._optimiser is None or self._optimiser[0] is not s.theta:
+            passes = 1.0 if self.rows is None else self.rows / int(self.recipe.batch_size or self.rows)
+            factors = (self.rate / self.recipe.learning_rate).cpu()
+            own = Optimiser(optim, self.layout, self.leaves, None if bool((factors == 1).all()) else factors, passes)
+            self._optimiser = s.theta, own
+        optimiser, mask = self._optimiser[1], self.losses[0].mask
+        moves = [True] * len(self.sizes) if mask is None else [bool(m.any()) for m in mask.split(self.sizes)]
+        gradient = torch.empty_like(s.theta)
+        try:
+            rows = None if s.order is None else s.order.take(count).to(self.device)
+            with self._world(), _flushed(), stream(s.rng):
+                for i in range(count):
+                    inputs = self._slope_inputs(self._example_rows() if rows is None else rows[i])
+                    back = [-1, -1, *[-1] * len(s.buffers)]
+                    found.append(self.program.run(inputs, back=back, out=[None, gradient, *s.buffers])[0])
+                    optimiser.step(int(s.step), gradient.split(self.sizes), moves)
+                    s.step += 1
+        except BaseException:
+            self.state = before
+            raise
+        losses = torch.stack(found)
+        if not bool(torch.isfinite(losses).all() & torch.isfinite(s.theta).all()):
+            first = next((i for i, v in enumerate(losses.flatten().tolist()) if not math.isfinite(v)), count - 1)
+            at, self.state = int(before.step) + first, before
+            error = NonFiniteError(
+                f"step {at}: loss {losses[first].tolist()} or the parameters after it are not finite; try a smaller "
+                "learning rate in optimizer, clip_norm, or dtype='float64'"
+            )
+            error.params = self.layout.constrained(self.values)
+            raise error
+        s.history.append(losses.cpu())
+        return losses
+
+    def call(self, callback: Callback) -> bool:
+        """Call a function of the user's between two steps.
+
+        Args:
+            callback: The function; it may change the parameters.
+
+        Returns:
+            Whether the fit shall stop.
+        """
+        recent = torch.cat(self.state.history[-callback.every :])[-callback.every :]
+        with self._world(), stream(seeded(self.seed, self.device)):
+            return callback(int(self.state.step), recent, self.layout, self.leaves)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Unconstrained parameters, which share their memory with the state."""
+        return self._leaves(self.state.theta)
+
     def _update_inputs(self) -> list[Tensor]:
         s = self.state
         return [s.theta, s.moments[0], s.counts, s.step, self.rate]
@@ -565,6 +656,8 @@ class Trainer:
         s, k = self.state, len(self.losses)
         if self.ranks is not None:
             return self._run_joint(count, before)
+        if self.optim is not None:
+            return self._run_by_optimiser(count, before, self.optim)
         rows = self._example_rows() if s.order is None else s.order.take(count).to(self.device)
         inputs, written = self._inputs(rows), [s.theta, *s.moments, s.counts, s.step, *s.buffers]
         back = [-1, *range(k + 3), *range(k + 6, k + 6 + len(s.buffers))]
