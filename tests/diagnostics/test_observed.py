@@ -40,11 +40,12 @@ def test_a_model_without_latents(tmp_path: Path) -> None:
     assert float(found.samples["y"].mean()) == pytest.approx(0.6, abs=0.05)
     assert found.samples["y"].std(0).min() > 0  # each draw is another
     assert fit.predict({"size": torch.ones(3)}, n=4).samples["y"].shape == (4, 3)
-    groups = fit.to_arviz(num_draws=20)
+    groups: Any = fit.to_arviz(num_draws=20)
     assert groups["log_likelihood"]["y"].shape == groups["posterior_predictive"]["y"].shape == (1, 20, 10)
     np.testing.assert_allclose(groups["log_likelihood"]["y"][0, 0, 0], np.log(0.6), atol=0.02)
     report = fit.report(tmp_path / "page.html", num_draws=50)
     assert "nothing is latent" in Path(report.page).read_text(encoding="utf-8")
+    assert fit.diagnosis is not None
     checks = {c.name: c for c in fit.diagnosis.checks}
     assert not any(c.error for c in checks.values())
     assert checks["loo"].verdict == "not run"
@@ -65,7 +66,7 @@ def test_a_plate_without_a_size_takes_that_of_the_data(tmp_path: Path) -> None:
     found = fit.predict(n=5)
     assert found.samples["y"].shape == found.means["y"].shape == found.log_prob["y"].shape == (5, 10)
     assert not torch.equal(found.samples["y"], found.samples["y"][:, :1].expand(5, 10))
-    groups = fit.to_arviz(num_draws=50)
+    groups: Any = fit.to_arviz(num_draws=50)
     assert groups["posterior_predictive"]["y"].shape == groups["log_likelihood"]["y"].shape == (1, 50, 10)
     assert np.isfinite(az.loo(groups).elpd_loo)
     assert fit.report(tmp_path / "page.html", num_draws=50).page
@@ -79,7 +80,7 @@ def test_one_value_that_stands_for_several() -> None:
 
     batch = {"y": torch.tensor(0.5), "sd": torch.ones(3)}
     fit = zoo.fit(zoo.Pair(model, AutoNormal(model)), batch, steps=5, compile=False)
-    groups = fit.to_arviz(num_draws=20)
+    groups: Any = fit.to_arviz(num_draws=20)
     assert groups["observed_data"]["y"].dims == ("row",)
     assert groups["observed_data"]["y"].values.tolist() == [0.5] * 3
     for name in ("log_likelihood", "posterior_predictive"):
@@ -96,7 +97,7 @@ def test_replicates_of_another_shape_than_the_data(tmp_path: Path) -> None:
 
     batch = {"first": torch.tensor(0.1), "y": torch.tensor([0.3, 0.1, -0.2])}
     fit = zoo.fit(zoo.Pair(model, AutoNormal(model)), batch, steps=5, compile=False)
-    groups = fit.to_arviz(num_draws=20)
+    groups: Any = fit.to_arviz(num_draws=20)
     assert groups["observed_data"]["y"].shape == (3,)
     assert groups["log_likelihood"]["y"].shape == (1, 20, 3)
     assert groups["posterior_predictive"]["y"].shape == (1, 20, 5)
@@ -113,7 +114,7 @@ def test_groups_of_a_reparametrised_model() -> None:
     changed = poutine.reparam(model, {"theta": LocScaleReparam(0.0)})
     batch = {"y": torch.tensor([28.0, 8.0, -3.0, 7.0]), "sd": torch.tensor([15.0, 10.0, 16.0, 11.0])}
     fit = zoo.fit(zoo.Pair(changed, AutoNormal(changed)), batch, steps=50, compile=False)
-    groups = fit.to_arviz(num_draws=50)
+    groups: Any = fit.to_arviz(num_draws=50)
     posterior = groups["posterior"]
     assert set(posterior.data_vars) == {"mu", "theta", "theta_decentered"}
     np.testing.assert_allclose(

@@ -164,9 +164,10 @@ def test_a_guide_that_handles_the_model_finds_the_posterior(kind: Any, warmup: f
     evidence = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.0).log_prob(y)
     weights = fit.log_weights(2_000)
     assert float(weights.logsumexp(0) - torch.tensor(2_000.0).log()) == pytest.approx(float(evidence), abs=0.1)
+    new: Any = (torch.ones(4),)
     # Rows without targets: what is data in the fit is no latent of the guide.
-    assert set(fit.draws(3, batch=fit._prepare((torch.ones(4),)))) == {"m"}
-    found = fit.predict((torch.ones(4),), n=400).samples["y"]
+    assert set(fit.draws(3, batch=fit._prepare(new))) == {"m"}
+    found = fit.predict(new, n=400).samples["y"]
     assert found.shape == (400, 4)
     assert float(found.mean()) == pytest.approx(2.0, abs=0.25)
 
@@ -198,7 +199,8 @@ def test_a_guide_may_observe_for_a_loss_of_the_users_own() -> None:
         assert "y" not in drawn.nodes
         return drawn.log_prob_sum() - found.log_prob_sum()
 
-    for objective in (own, Own()):
+    losses: list[Any] = [own, Own()]
+    for objective in losses:
         zoo.fit(zoo.Pair(mean_of, observing, objective), data, steps=2, compile=False)
 
     def auxiliary(scale: Any, y: Any = None) -> None:
