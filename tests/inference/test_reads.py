@@ -219,7 +219,7 @@ def losses_of(step, factors, guide):
 def counting(monkeypatch):
     made = []
 
-    def compile(function, example, *, eager=None, fixed=()):
+    def compile(function, example, *, eager=None, fixed=(), **_):
         rng = torch.get_rng_state()
         graph, _, reason = program._traced(function, example, fixed)
         torch.set_rng_state(rng)
@@ -303,3 +303,116 @@ def test_parameters_that_modules_keep_to_themselves_are_trained() -> None:
             zoo.compile_svi(model, guide)(batch)
     assert torch.equal(local.losses, usual.losses)
     assert float(local.params["shift"]) == pytest.approx(1.0, abs=0.2)
+
+
+# ------------------------------------------------------------------------------------- numbers read from the data
+def counted(x):
+    """Reads how many there are of something, as bags of words do."""
+    total = int(x.sum())
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(pyro.param("m", torch.tensor(0.5)) * total, 1.0), obs=x)
+
+
+def stepping(model, batches, **options):
+    """Return Pyro's losses, ours, and why each call of ours was eager."""
+    found = []
+    for ours in (False, True):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        built, guide = model() if options.get("build") else model, lambda *_: None
+        optim = options.get("optim", pyro.optim.Adam)({"lr": 0.05})
+        step = (
+            zoo.compile_svi(built, guide, optim=optim)
+            if ours
+            else pyro.infer.SVI(built, guide, optim, Trace_ELBO()).step
+        )
+        found.append([(float(step(*batch)), getattr(step, "reason", "")) for batch in batches])
+    return [loss for loss, _ in found[0]], *map(list, zip(*found[1], strict=True))
+
+
+def bags(*totals):
+    return [(torch.tensor([float(total), 1.0, 2.0]),) for total in totals]
+
+
+@pytest.mark.parametrize("optim", [pyro.optim.Adam, pyro.optim.ClippedAdam, pyro.optim.SGD])
+def test_numbers_read_from_arguments_are_read_again_before_every_call(optim, uncompiled) -> None:
+    wanted, found, reasons = stepping(counted, bags(1, 1, 2, 1, 2, 2, 1), optim=optim)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    # The first is Pyro's own, the others wait until they come again.
+    assert [bool(r) for r in reasons] == [True, False, True, False, False, False, False]
+    line = counted.__code__.co_firstlineno + 2
+    assert reasons[0].startswith("is compiled when the same numbers come again: ")
+    assert f"test_reads.py:{line} reads numbers out of a tensor, by int()" in reasons[0]
+    wanted, found, reasons = stepping(counted, bags(1, 2, 3, 4, 4, 1, 1), optim=optim)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert reasons[4].startswith("cannot be traced: ")
+    assert reasons[-2:] == ["", ""]
+
+
+def test_an_assertion_that_a_later_batch_breaks_is_raised(uncompiled) -> None:
+    def model(x):
+        assert x.max() <= 3, "too large"
+        counted(x * 0)
+
+    step = zoo.compile_svi(model, lambda x: None)
+    for batch in bags(1, 2, 3):
+        step(*batch)
+    assert not step.reason
+    with pytest.raises(AssertionError, match="too large"):
+        step(*bags(4)[0])
+
+
+def test_what_is_written_into_a_tensor_is_what_is_read(uncompiled) -> None:
+    def written(x):
+        kept = torch.zeros(2)
+        kept[0] = x.max()
+        return x * float(kept.sum())
+
+    assert "by float()" in reason_of(written, B)
+    found = compile_function(lambda x: (written(x),), [B], given={0})
+    assert found.guard is not None
+    assert found.guard.holds([B])
+    assert not found.guard.holds([A])
+
+
+@pytest.mark.parametrize("sort", [False, True])
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN])
+def test_packed_sequences(kind, sort, uncompiled) -> None:
+    from torch.nn.utils import rnn
+
+    def build():
+        net = kind(2, 3, batch_first=True)
+
+        def model(x, lengths=None):
+            pyro.module("net", net)
+            if lengths is not None:
+                x = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=not sort)
+            states, _ = rnn.pad_packed_sequence(net(x)[0], batch_first=True)
+            with pyro.plate("data", 3):
+                pyro.sample("obs", dist.Normal(states.sum((-1, -2)), 1.0), obs=torch.ones(3))
+
+        return model
+
+    x = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    calls = [(x, torch.tensor(n)) for n in ([4, 3, 1], [4, 3, 1], [4, 2, 2], [4, 2, 2], [4, 3, 1])]
+    packed = [(rnn.pack_padded_sequence(*call, batch_first=True),) for call in calls]
+    for batches in (calls, packed):
+        wanted, found, reasons = stepping(build, batches, build=True)
+        assert found == pytest.approx(wanted, rel=1e-5)
+        assert [bool(r) for r in reasons] == [True, False, True, False, False]
+        assert "packed" in reasons[0]
+
+
+def test_a_loop_that_is_too_long_for_a_graph_is_named(monkeypatch) -> None:
+    from zoo.inference import reads
+
+    monkeypatch.setattr(reads, "MOST_NODES", 50)
+
+    def long(x):
+        for _ in range(40):
+            x = x.sin() + 1
+        return x
+
+    line = long.__code__.co_firstlineno + 2
+    assert f"test_reads.py:{line} makes a graph of more than 50 operations" in reason_of(long, A)
+    assert "DiscreteHMM" in reason_of(long, A)

@@ -30,6 +30,7 @@ from zoo.inference.program import (
     pyro_world,
 )
 from zoo.inference.promotion import OneType
+from zoo.inference.reads import Guard
 from zoo.inference.sites import traces
 from zoo.inference.validation import check_trace
 from zoo.inference.watch import Watch
@@ -37,7 +38,7 @@ from zoo.types import Elbo
 
 __all__ = ["CompiledSVI", "compile_svi"]
 
-_MOST_VALUES = 3  # of a float that cannot be an input
+_MOST_VALUES = 3  # of a float that cannot be an input, and of numbers that a pair reads out of its arguments
 _MANY_VALUES = "a float among the arguments takes other values"
 
 
@@ -71,8 +72,10 @@ class CompiledSVI:
     Each new combination of shapes, dtypes, devices and values of arguments that are not tensors is traced once, after a
     first step that is Pyro's own, and so are all steps of a pair that cannot be compiled (``reason`` says why). A float
     that takes another value becomes an input of the graph like a tensor, where the pair allows (it does not decide on
-    it). Modules are trained in the mode that they are in. Numbers that model or guide read from elsewhere (a global, an
-    attribute) are frozen at the first call, unless they change with every call, which is seen: hand what changes
+    it). Numbers that the pair reads out of its arguments (``int(x.max())``, the lengths of packed sequences) are read
+    again before every call; a program is compiled when the same ones come again, for three of them at most. Modules are
+    trained in the mode that they are in. Numbers that model or guide read from elsewhere (a global, an attribute) are
+    frozen at the first call, unless they change with every call, which is seen: hand what changes
     between steps in as an argument. The update of Adam, AdamW and ClippedAdam is part of the compiled graph, its
     state and learning rates stay in ``optim``; other optimisers, schedulers and clipping run after the graph.
 
@@ -87,6 +90,7 @@ class CompiledSVI:
         self.model, self.guide, self.loss, self.optim = model, guide, loss, optim
         self._programs: dict[Any, _Traced] = {}
         self._rehearsed: set[Any] = set()
+        self._guards: dict[Any, list[Guard | None]] = {}
         self._floats: dict[Any, _Floats] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -136,27 +140,40 @@ class CompiledSVI:
         key = (torch.get_default_dtype(), _flatten(taken, leaves))
         with LOCK:
             self._programs.pop("eager", None)
-            found = self._programs.pop(key, None)
+            tensors = [v for v in leaves if isinstance(v, Tensor)]
+            guards = self._guards.get(key, [])
+            at = next((i for i, guard in enumerate(guards) if guard is None or guard.holds(tensors)), len(guards))
+            found = self._programs.pop((key, at), None)
+            waiting = found is not None and bool(found.program.reason) and found.program.guard is not None
+            if waiting:
+                found = None  # the same numbers come a second time
+            if at == _MOST_VALUES and guards[0] is not None:
+                found, wanted, read = None, False, f"cannot be traced: {guards[0].text}"
+            else:
+                read = ""
             params = None if found is None else self._current(found)
             if found is not None and params is not None:
-                self._programs[key] = found  # the latest comes last
+                self._programs[key, at] = found  # the latest comes last
                 if found.program.compiled:
-                    return self._take(found, steps, params, [v for v in leaves if isinstance(v, Tensor)])
+                    return self._take(found, steps, params, tensors)
                 return torch.cat([self._step(given) for _ in range(steps)])
             # What happens once (parameters and guides are made, depths of plates guessed) happens here, as under Pyro.
-            loss = self._step(given, check=True)
+            loss = self._step(given, check=wanted)
             rng = torch.get_rng_state()
             if wanted:
-                found = self._trace(taken, leaves)
+                found = self._trace(taken, leaves, again=waiting)
                 if found.program.reason and self._refuse_inputs(given, taken, found.program.reason):
                     leaves = []
                     key = (torch.get_default_dtype(), _flatten(given, leaves))
-                    found = self._trace(given, leaves)
+                    found, at = self._trace(given, leaves, again=waiting), 0
             else:
                 nothing = Layout(names=(), values={}, constraints={}, aliases={})
-                key, found = "eager", _Traced(nothing, Program(tuple, _MANY_VALUES), None, None, ())
+                found = _Traced(nothing, Program(tuple, read or _MANY_VALUES), None, None, ())
             torch.set_rng_state(rng)
-            self._programs[key] = found
+            if wanted:
+                guards = self._guards.get(key, [])
+                self._guards[key] = [*guards[:at], found.program.guard, *guards[at + 1 :]]
+            self._programs[(key, at) if wanted else "eager"] = found
         return loss if steps == 1 else torch.cat([loss, self._run(steps - 1, args, kwargs)])
 
     def _current(self, found: _Traced) -> list[Tensor] | None:
@@ -287,7 +304,7 @@ class CompiledSVI:
             torch.set_rng_state(rng)
         check_trace(found)
 
-    def _trace(self, given: tuple[tuple[Any, ...], dict[str, Any]], leaves: list[Any]) -> _Traced:
+    def _trace(self, given: tuple[tuple[Any, ...], dict[str, Any]], leaves: list[Any], *, again: bool) -> _Traced:
         args, kwargs = given
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         rng = torch.get_rng_state()
@@ -354,7 +371,10 @@ class CompiledSVI:
         if slots is not None:
             example += [*slots.first, *slots.second, slots.rates]
         with pyro_world():
-            program = compile_function(lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run)
+            program = compile_function(
+                lambda *v: run(*v, tracing=True), [*example, *tensors], eager=run,
+                given=range(len(example), len(example) + len(tensors)), steady=None if again else _first_time,
+            )  # fmt: skip
         return _Traced(layout, program, rules, slots, averages, absent, idle)
 
 
@@ -395,6 +415,10 @@ def compile_svi(
     return CompiledSVI(model, guide, Estimate(loss), optim)
 
 
+def _first_time(guard: Guard) -> str:
+    return f"is compiled when the same numbers come again: {guard.text}"
+
+
 def _flatten(value: Any, leaves: list[Any]) -> Any:
     """Append the leaves of nested containers in order, and return all that decides which program fits them."""
     if isinstance(value, Tensor):
@@ -403,6 +427,8 @@ def _flatten(value: Any, leaves: list[Any]) -> Any:
     if type(value) is dict:
         return dict, *value, *[_flatten(v, leaves) for v in value.values()]
     if type(value) in (list, tuple):
+        return type(value), *[_flatten(v, leaves) for v in value]
+    if _named(value):
         return type(value), *[_flatten(v, leaves) for v in value]
     if not pytree.tree_is_leaf(value):  # a container that is registered with torch
         inner, spec = pytree.tree_flatten(value)
@@ -448,7 +474,14 @@ def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
         return {k: _filled(v, tensors) for k, v in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_filled(v, tensors) for v in value)
+    if _named(value):
+        return type(value)(*[_filled(v, tensors) for v in value])
     if not pytree.tree_is_leaf(value):
         inner, spec = pytree.tree_flatten(value)
         return pytree.tree_unflatten([_filled(v, tensors) for v in inner], spec)
     return value
+
+
+def _named(value: Any) -> bool:
+    """Whether a value is a tuple whose entries have names, such as packed sequences."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")

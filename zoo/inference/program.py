@@ -38,7 +38,7 @@ from torch.utils.flop_counter import flop_registry
 from zoo.errors import DataError, PairError, suggest
 from zoo.inference.library import Library, build, lift_constants
 from zoo.inference.promotion import OneType
-from zoo.inference.reads import Frozen, Reads, first_difference, line_of
+from zoo.inference.reads import MOST_NODES, Frozen, Guard, Reads, first_difference, line_of, too_long
 from zoo.inference.watch import Own, Watch
 
 __all__ = [
@@ -352,15 +352,19 @@ _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
 def _unroll(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a recurrent layer so that a short sequence becomes plain operations, and refuse a long one."""
-    x, packed = args[0], isinstance(args[1], Tensor) and args[1].dim() == 1
-    if not packed:
-        _, _, _, _, layers, _, _, bidirectional, batch_first = args
-        steps = x.shape[1 if batch_first else 0] * layers * (2 if bidirectional else 1)
-        if steps > _MOST_STEPS:
-            raise NotImplementedError(
-                f"torch's {func.__name__} takes {steps} steps, which would all stand in the graph; up to {_MOST_STEPS} "
-                "are compiled, and so long a recurrence is as fast without"
-            )
+    packed = isinstance(args[1], Tensor) and args[1].dim() == 1
+    if packed:
+        _, sizes, _, _, _, layers, _, _, bidirectional = args
+        length = len(sizes)
+    else:
+        x, _, _, _, layers, _, _, bidirectional, batch_first = args
+        length = x.shape[1 if batch_first else 0]
+    steps = length * layers * (2 if bidirectional else 1)
+    if steps > _MOST_STEPS:
+        raise NotImplementedError(
+            f"torch's {func.__name__} takes {steps} steps, which would all stand in the graph; up to {_MOST_STEPS} "
+            "are compiled, and so long a recurrence is as fast without"
+        )
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)  # with it, the layer is an operation that no library can call
     try:
@@ -588,6 +592,7 @@ class Program:
         first: Shape and type of its first output.
         surplus: Outputs at the end that are nobody's.
         kept: Whether numbers were read from fixed inputs, so that it holds for these alone.
+        guard: What tells for which inputs it holds; ``None``: for all of their shapes.
     """
 
     call: Callable[..., Any]
@@ -598,6 +603,7 @@ class Program:
     first: tuple[tuple[int, ...], torch.dtype] | None = None
     surplus: int = 0
     kept: bool = False
+    guard: Guard | None = None
 
     @property
     def compiled(self) -> bool:
@@ -686,6 +692,9 @@ def compile_function(
     *,
     eager: Callable[..., Any] | None = None,
     fixed: Collection[int] = (),
+    given: Collection[int] = (),
+    checked: bool = False,
+    steady: Callable[[Guard], str] | None = None,
 ) -> Program:
     """Trace a function of tensors to one flat graph and compile it; on any failure return it eager, with the reason.
 
@@ -698,6 +707,10 @@ def compile_function(
         example: Inputs of the shapes, strides, dtypes and devices that will be used.
         eager: What runs when the graph cannot; ``function`` if ``None``.
         fixed: Positions of the inputs that are the same tensors at every call, from which numbers may be read.
+        given: Positions of inputs from which numbers may be read under a guard: the program is then right for inputs
+            for which it holds, which the caller asks before every call.
+        checked: Whether what is asserted of ``given`` inputs was found to hold for all of them.
+        steady: Says why a graph under a guard is not worth compiling; empty if it is.
 
     Returns:
         The program.
@@ -708,13 +721,19 @@ def compile_function(
         return Program(eager, reason)
     rng = torch.get_rng_state()
     try:
-        graph, reads, reason = _traced(function, example, fixed)
+        graph, reads, reason = _traced(function, example, fixed, given, checked=checked)
         if graph is None:
             return Program(eager, reason)
+        guard = reads.guard()
+        reason = "" if guard is None or steady is None else steady(guard)
+        if reason:
+            return Program(eager, reason, guard=guard)
         _draw_directly(graph)
         surplus = _keep_draws(graph)
         graph.graph.eliminate_dead_code()
         nodes = len(graph.graph.nodes)
+        if nodes > MOST_NODES:
+            return Program(eager, too_long(""), nodes)
         torch.set_rng_state(rng)
         try:
             if all(t.device.type == "cpu" for t in example) and sys.platform != "win32":
@@ -723,17 +742,22 @@ def compile_function(
                 program = _just_in_time(graph, example, surplus)
         except Exception as error:
             return Program(eager, f"cannot be compiled: {_first_line(error)}", nodes)
-        program.kept = reads.kept
+        program.kept, program.guard = reads.kept, guard
         return program
     finally:
         torch.set_rng_state(rng)
 
 
 def _traced(
-    function: Callable[..., Any], example: Sequence[Tensor], fixed: Collection[int]
+    function: Callable[..., Any],
+    example: Sequence[Tensor],
+    fixed: Collection[int],
+    given: Collection[int] = (),
+    *,
+    checked: bool = False,
 ) -> tuple[torch.fx.GraphModule | None, Reads, str]:
     """Record a graph, or say why there is none."""
-    site, reads, rng = LastSite(), Reads(fixed), torch.get_rng_state()
+    site, reads, rng = LastSite(), Reads(fixed, given, checked=checked), torch.get_rng_state()
 
     def record() -> torch.fx.GraphModule:
         torch.set_rng_state(rng)
@@ -760,6 +784,8 @@ def _traced(
             text = str(error).splitlines()[0]  # Pyro adds the shapes of its trace
         elif "trying to get value out of a tracing tensor" in str(error):
             text = "a number is read out of a tensor, which would stay that of the first call; compute with tensors"
+        elif "tracing_mode" in str(error) or "DataDependent" in type(error).__name__:
+            text = "an operation needs numbers out of a tensor, which a graph does not know; compute with tensors"
         else:
             text = _first_line(error)
         said = "" if not line or text.startswith(line) else f" ({line})"
