@@ -25,7 +25,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.errors import DataError, PairError
 from zoo.inference.objectives import enumerated_bound, losses_of, to_pyro
-from zoo.inference.program import NUMBERS, Layout, Program, answer_pyro, compile_function, pyro_world, seeded, stream
+from zoo.inference.program import (
+    _PYRO,
+    NUMBERS,
+    Layout,
+    Program,
+    answer_pyro,
+    compile_function,
+    pyro_world,
+    seeded,
+    stream,
+)
 from zoo.inference.promotion import OneType
 from zoo.inference.sites import guide_trace, innermost, is_plate, kind, observed, traces
 from zoo.inference.subsampling import all_rows, drawn_plates, unsteady_site
@@ -519,7 +529,7 @@ class _FreshNoise(TorchFunctionMode):
             return _NOISE[func](*args, **(kwargs or {}))
         if func == _DATA:
             return args[0].detach()
-        if func in NUMBERS and "pyro" in code.co_filename:
+        if func in NUMBERS and code.co_filename.startswith(_PYRO):
             answer = answer_pyro(func, code.co_name, args)
             if answer is not NotImplemented:
                 return answer
