@@ -177,7 +177,7 @@ CALLS: dict[str, tuple[Callable[[], Any], type[BaseException] | None]] = {
     "error while finding parameters": (lambda: zoo.fit(broken("model", 1), BATCH, compile=False), PairError),
     "error in a step of the model": (lambda: zoo.fit(broken("model", 9), BATCH, compile=False), RuntimeError),
     "error in a step of the guide": (lambda: zoo.fit(broken("guide", 9), BATCH, compile=False), RuntimeError),
-    "error while tracing": (lambda: zoo.fit(broken("model", 3), BATCH), RuntimeError),
+    "error while tracing": (lambda: zoo.fit(broken("model", 4), BATCH), RuntimeError),
     "interrupt": (lambda: zoo.fit(pair(1.0), BATCH, compile=False, progress=interrupt), KeyboardInterrupt),
     "not finite": (lambda: zoo.fit(diverging(), BATCH, steps=20, compile=False), NonFiniteError),
     "no gradients": (lambda: torch.no_grad()(JOBS[0])(), None),

@@ -150,7 +150,7 @@ def test_statistics(wide_samples):
     torch.testing.assert_close(stats["lp"], expected)
     # Kinetic energy is chi-squared with 200 degrees of freedom, halved.
     assert float((stats["energy"] + stats["lp"]).mean()) == pytest.approx(100.0, rel=0.05)
-    assert float(stats["acceptance_rate"].mean()) == pytest.approx(0.8, abs=0.1)
+    assert float(stats["acceptance_rate"].mean()) == pytest.approx(wide_samples.info["target_accept"], abs=0.1)
     assert bool((stats["n_steps"] < 2.0 ** (stats["tree_depth"].double() + 1)).all())
     info = wide_samples.info
     assert json.loads(json.dumps(info)) == info

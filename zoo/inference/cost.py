@@ -223,7 +223,7 @@ def _child(folder: Path) -> None:
         def watch(states: Sequence[nuts.Chain]) -> None:
             _say("draws", [time.perf_counter() - started, states[0].draws])
 
-        found = nuts.sample(pair.model, data.train, chains=1, warmup=tune, draws=draws, progress=watch)
+        found = nuts.sample(pair.model, data.train, chains=1, warmup=tune, draws=draws, retry=False, progress=watch)
         _say("whole", list(found.info["seconds"].values()))
         return
     options: dict[str, Any] = {"whole": data.whole, "recipe": method.recipe}

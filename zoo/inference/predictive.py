@@ -166,11 +166,12 @@ class Runs:
         for name, value in train.items():
             few = value[:_FEW] if rows and value.ndim and len(value) == rows else value
             batch[name] = few.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-        self._drawn = drawn_plates(self._programs, batch)
-        with all_rows(frozenset(self._drawn)), suppress(Exception):  # what it raises, whoever uses it will see
-            self._unsteady = unsteady_site(self.pair.model, batch)
-        with all_rows(frozenset(self._drawn)), suppress(Exception):
-            self._targets = frozenset(observed(poutine.trace(self.pair.model).get_trace(batch).nodes))
+        with stream(seeded(0, self.device)):
+            self._drawn = drawn_plates(self._programs, batch)
+            with all_rows(frozenset(self._drawn)), suppress(Exception):  # what it raises, whoever uses it will see
+                self._unsteady = unsteady_site(self.pair.model, batch)
+            with all_rows(frozenset(self._drawn)), suppress(Exception):
+                self._targets = frozenset(observed(poutine.trace(self.pair.model).get_trace(batch).nodes))
 
     def check_columns(self, batch: Batch) -> None:
         """Raise unless the columns of what is observed are the rows of a batch, in order.
@@ -182,7 +183,7 @@ class Runs:
             PairError: If the model draws its own rows in a way that cannot be undone.
             DataError: If a plate that draws mini-batches has another size than the batch has rows.
         """
-        with self.bound():
+        with self.bound(), stream(seeded(0, self.device)):
             drawn = dict(self._drawn or {})
             sizes = drawn_plates(self._programs, batch, frozenset(drawn)) if drawn else {}
         if self._unsteady:
