@@ -702,7 +702,7 @@ def fit(
         float | None,
         typer.Option(
             metavar="RATE",
-            help="Acceptance rate, between 0 and 1: higher means smaller steps (nuts). Default: 0.9, then 0.97 and "
+            help="Acceptance rate, between 0 and 1: higher means smaller steps (nuts). Default: 0.8, then 0.9 and "
             "0.99 for chains that diverge.",
         ),
     ] = None,

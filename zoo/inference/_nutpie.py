@@ -21,7 +21,7 @@ _TEMPLATE = (
     "{% for c in chains %}{{ c.finished_draws }} {{ c.total_draws }} {{ c.divergences }} {{ c.step_size }} "
     "{{ c.latest_num_steps }}{% endfor %}"
 )
-_EVERY_MS = 100
+_EVERY_MS = 20  # what a chain costs that is given up at its first divergence
 
 
 class Progress(NamedTuple):
@@ -124,7 +124,7 @@ def sample(model: Any, report: Callable[[Progress], None], *, low_rank: bool, **
 
     Args:
         model: As of :func:`c_model` or :func:`python_model`.
-        report: Told ten times a second how far the chain is, from another thread.
+        report: Told fifty times a second how far the chain is, from another thread.
         low_rank: Whether to adapt a low-rank plus diagonal metric.
         settings: Others of ``nutpie.sample``.
 

@@ -103,8 +103,8 @@ def sample(
         warmup: Iterations of adaptation per chain, not kept.
         draws: Kept iterations per chain.
         seed: Seed, 0 or above.
-        target_accept: Acceptance rate that the step size is adapted to; raise it against divergences. ``None``: 0.9,
-            and a chain that diverges is drawn again at 0.97 and then at 0.99.
+        target_accept: Acceptance rate that the step size is adapted to; raise it against divergences. ``None``: 0.8,
+            and a chain that diverges is drawn again at 0.9 and then at 0.99.
         max_treedepth: A trajectory has at most ``2 ** max_treedepth - 1`` leapfrog steps.
         low_rank_mass_matrix: Adapt a low-rank plus diagonal metric, for correlated posteriors; nutpie only. ``None``:
             a diagonal one, and if the chains move slowly along a ridge, all are drawn again with the other.
@@ -131,7 +131,7 @@ def sample(
         if value < least:
             raise EngineError(f"{name} is {value}; it must be at least {least}")
     if target_accept is not None and not 0.0 < target_accept < 1.0:
-        raise EngineError(f"target_accept is {target_accept}; it must lie between 0 and 1 (0.9 is usual)")
+        raise EngineError(f"target_accept is {target_accept}; it must lie between 0 and 1 (0.8 is usual)")
     if not 1 <= max_treedepth <= 20:
         raise EngineError(f"max_treedepth is {max_treedepth}; it must lie between 1 and 20 (10 is usual)")
     if sampler not in ("nutpie", "pyro"):

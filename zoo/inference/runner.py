@@ -125,7 +125,7 @@ def fit(
         chains: (nuts) Number of chains.
         draws: (nuts) Draws per chain after tuning.
         tune: (nuts) Tuning draws per chain.
-        target_accept: (nuts) Target acceptance rate. ``None``: 0.9, and a chain that diverges is drawn again at 0.97
+        target_accept: (nuts) Target acceptance rate. ``None``: 0.8, and a chain that diverges is drawn again at 0.9
             and then at 0.99.
         max_treedepth: (nuts) A draw takes at most ``2 ** max_treedepth - 1`` steps.
         sampler: (nuts) ``nutpie`` or ``pyro``.

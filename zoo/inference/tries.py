@@ -22,10 +22,12 @@ import numpy as np
 
 __all__ = ["ACCEPT", "RESTARTS", "History", "Why", "away", "ridge", "sentences", "stubborn"]
 
-ACCEPT = (0.9, 0.97, 0.99)
+ACCEPT = (0.8, 0.9, 0.99)
 """Acceptance rates, one after the other, for chains that diverge.
 
 nutpie counts a step's acceptance in both directions, which at the same rate allows larger steps than Stan's rule does.
+They begin where a chain that does not diverge is cheapest: at 0.9 a radon regression has 0.6 of the effective draws of
+0.8 for as many gradients.
 """
 RESTARTS = 3
 """A chain is begun anywhere else this often at most."""
