@@ -193,8 +193,8 @@ def test_a_guide_may_observe_for_a_loss_of_the_users_own() -> None:
     class Own(Trace_ELBO):  # type: ignore[misc]
         pass
 
-    def own(model: Any, guide: Any, batch: Any) -> Any:
-        found, drawn = traces(model, guide, batch)
+    def own(model: Any, guide: Any, *args: Any) -> Any:
+        found, drawn = traces(model, guide, *args)
         assert set(found.observation_nodes) >= {"y"}
         assert "y" not in drawn.nodes
         return drawn.log_prob_sum() - found.log_prob_sum()
