@@ -13,6 +13,7 @@ from zoo import cli, references
 from zoo.errors import DataError, UnknownNameError
 from zoo.references import defaults
 from zoo.references.defaults import HEADING, Run, measure, section
+from zoo.references.stored import names as stored_names
 
 SCHOOLS = "eight_schools-eight_schools_noncentered"
 FEW = {"chains": 2, "tune": 60, "draws": 60, "retry": False}
@@ -46,6 +47,7 @@ def test_the_page_counts_runs() -> None:
     page = section([run(), run(seed=1, divergences=2, tries=["drawn again"]), run(name="b")], "zoo references")
     assert "**2 of 3 runs (67%) are right**: not as it should be." in page
     assert "| a | 2 | 1 | 1.002 | 0 / 2 | 0 / 0 of 20 | 2.0 | 900 | 1.0 | 1 |" in page
+    assert f"Run were 2 of the {len(stored_names(guides=False))} bundled posteriors with 2 seeds each." in page
     assert "as it should be. R-hat" in section([run()] * 20, "zoo")
 
 
