@@ -48,7 +48,9 @@ def test_the_page_counts_runs() -> None:
     assert "**2 of 3 runs (67%) are right**: not as it should be." in page
     assert "| a | 2 | 1 | 1.002 | 0 / 2 | 0 / 0 of 20 | 2.0 | 900 | 1.0 | 1 |" in page
     assert f"Run were 2 of the {len(stored_names(guides=False))} bundled posteriors with 2 seeds each." in page
-    assert "as it should be. R-hat" in section([run()] * 20, "zoo")
+    assert "which says nothing of the posteriors that were not run. R-hat" in section([run()] * 20, "zoo")
+    every = [run(name=name) for name in stored_names(guides=False)]
+    assert "(100%) are right**: as it should be. R-hat" in section(every, "zoo")
 
 
 def test_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
