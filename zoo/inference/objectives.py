@@ -178,7 +178,7 @@ class Estimate:
                 "parameters"
             )
         value = value.reshape(())
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value.detach()
 
     def evaluate(self, model: Callable[..., Any], guide: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
@@ -193,7 +193,7 @@ class Estimate:
         run = self.loss if self._method is None else getattr(self.loss, "loss", self._method)
         run(model, guide, *args, **kwargs)
 
-    def rehearse(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def rehearse(self, model: Callable[..., Any], guide: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
         """Draw the random numbers that the loss draws under Pyro while ``torch.jit`` traces it.
 
         Args:
@@ -210,7 +210,7 @@ class Estimate:
         """As Pyro does, but for reading the two numbers out of their tensors."""
         wake, phi = self.loss._loss(model, guide, args, kwargs)
         total: Tensor = wake + phi
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total.detach()
 
     def finite(self) -> Estimate:

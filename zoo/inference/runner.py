@@ -236,8 +236,8 @@ def fit(
         optim, optim_name = optimiser_of(optimizer, recipe, options)
     if callback is not None and not callable(callback):
         raise DataError(f"callback is a {type(callback).__name__}; allowed: a function of step, losses and params")
-    for option, value in (("optimizer", optim), ("callback", callback)):
-        if value is not None:
+    for option, steering in (("optimizer", optim), ("callback", callback)):
+        if steering is not None:
             _check_steering(option, engine, checkpoint, distributed, skip_nonfinite)
     if engine == "svi" and recipe.batch_size is not None and "index" not in dataset.train:
         if batch_size:
