@@ -411,7 +411,7 @@ def test_strict_exits_1_on_a_bad_answer_only(monkeypatch: pytest.MonkeyPatch) ->
         return path
 
     fake = SimpleNamespace(name="x", report=report)
-    monkeypatch.setattr(posterior, "load", lambda folder: fake)
+    monkeypatch.setattr(posterior, "load", lambda folder, **_: fake)
     result = run("report", ".", "--strict")
     assert result.exit_code == 1
     for word in ("Sound?", "fail", "do not use", "Because.", "Done?", "try: zoo fit x"):

@@ -23,7 +23,7 @@ NEEDED = (
     "scipy", "torch", "typer", "xarray",
 )  # fmt: skip
 EXTRAS = (
-    "arviz-base", "graphviz", "huggingface_hub", "laplace-torch", "onnx", "onnxruntime", "onnxscript", "pillow",
+    "graphviz", "huggingface_hub", "laplace-torch", "onnx", "onnxruntime", "onnxscript", "pillow",
     "pyarrow",
 )  # fmt: skip
 VARIABLES = (

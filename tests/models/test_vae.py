@@ -205,7 +205,7 @@ def test_active_latents_are_those_whose_mean_moves() -> None:
 
 def test_a_table_without_a_target_is_fitted_from_the_command_line(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": rng.normal(size=50), "b": rng.normal(size=50), "kind": rng.choice(["u", "v"], 50)})
+    frame = pd.DataFrame({"a": rng.normal(size=50), "b": rng.normal(size=50), "kind": ["u", "v", "u", "u", "v"] * 10})
     frame.to_csv(tmp_path / "mine.csv", index=False)
     options = ["--hyper", "hidden=8", "--hyper", "num_latent=2", "--steps", "20", "--no-compile", "--no-report"]
     arguments = ["--json", "fit", "vae", "--data", str(tmp_path / "mine.csv"), "--out", str(tmp_path / "fit"), *options]

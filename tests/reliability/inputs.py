@@ -85,7 +85,8 @@ def _target(draw: Draw) -> str:
 def _missing(draw: Draw, kind: str) -> Command:
     frame, column = table(draw), draw(st.sampled_from(["size", "age", "town", "price", "kind"]))
     value = draw(
-        st.sampled_from(["", "NaN", "NA", "inf", "-inf"] if column in ("size", "age", "price") else ["", "NA"])
+        # Among texts NA is a category, and said to be one.
+        st.sampled_from(["", "NaN", "NA", "inf", "-inf"] if column in ("size", "age", "price") else [""])
     )
     frame[column] = frame[column].astype(object)
     frame.loc[draw(st.integers(0, len(frame) - 1)), column] = value

@@ -248,7 +248,13 @@ def prepared(pair: Pair, data: Any) -> tuple[Pair, Any, int | None]:
     if data is None or isinstance(data, str | Dataset):
         return pair, data, None
     size = None
-    loaded = not isinstance(data, Mapping | Tensor | Arguments | tuple | list) and hasattr(data, "__iter__")
+    array = isinstance(data, Tensor) or hasattr(data, "__array__")
+    loaded = not (array or isinstance(data, Mapping | Arguments | tuple | list))
+    if loaded and not hasattr(data, "__iter__"):
+        raise DataError(
+            f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, a batch of tensors, a tuple of the "
+            "model's arguments, zoo.Arguments or a loader of batches"
+        )
     if loaded:
         data, size = rows_of(data)
         if set(data.kwargs) and not _by_name(pair.model, data.kwargs):

@@ -339,9 +339,10 @@ class Trainer:
                 loss_and_grads(function, pair.model, guide, [], batch)
 
         def run() -> None:
-            if any(subtracts_guide(function.loss) for function in functions):
-                check_guide(guide, batch)
             model_trace, guide_trace = traces(pair.model, guide, batch)
+            if any(subtracts_guide(function.loss) for function in functions):
+                with stream(seeded(0, self.device)):  # or the fit would have other random numbers for it
+                    check_guide(guide, batch)
             _check_sites(model_trace, guide_trace)
             check_trace(model_trace)
             if self.ranks is not None:

@@ -97,6 +97,7 @@ class Watch:
         self._owners: list[tuple[type, dict[str, Any]]] = []
         self._before: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._seen: set[int] = set()
+        self._slopes: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._born: dict[int, nn.Module] = {}
         self._thread = threading.get_ident()
         self._busy = False
@@ -122,6 +123,8 @@ class Watch:
             found = {id(p): p for m in self.modules for p in m._parameters.values() if p is not None}
             self.parameters = list(found.values())
         finally:
+            for parameter, slope in self._slopes.values():
+                parameter.grad = slope
             self._put_back()
             for own, before in zip(reversed(self.kept), reversed(self._owners), strict=True):
                 own.leave(before)
@@ -181,6 +184,9 @@ class Watch:
                     continue
                 self._seen.add(id(item))
                 self.modules.append(item)
+                for parameter in item._parameters.values():
+                    if parameter is not None and parameter.is_leaf:
+                        self._slopes[id(parameter)] = (parameter, parameter.grad)
                 if self.own:
                     self._keep(item)
                     if id(item) not in self._born:
