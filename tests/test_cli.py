@@ -429,9 +429,8 @@ def test_compare_prints_writes_and_refuses(table: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert {fit["label"] for fit in found["fits"]} == {"f0", "f1"}
-    assert found["fits"][0]["difference"] == {"value": 0.0, "se": 0.0}
-    assert found["fits"][1]["difference"]["value"] < 0
-    assert found["fits"][1]["difference"]["se"] > 0
+    for fit in found["fits"]:  # of two steps: a leave-one-out density that cannot be trusted ranks nothing
+        assert fit["difference"] is None
     for fit in found["fits"]:
         assert fit["verdict"] is None
         assert fit["seconds"] > 0

@@ -90,7 +90,10 @@ def _missing(draw: Draw, kind: str) -> Command:
     )
     frame[column] = frame[column].astype(object)
     frame.loc[draw(st.integers(0, len(frame) - 1)), column] = value
-    return _fit(kind, frame, target=_target(draw), says=(column, "infinite" if "inf" in value else "missing (NaN)"))
+    target, infinite = _target(draw), "inf" in value
+    says = (column, "infinite" if infinite else "missing (NaN)")
+    # Rows without a target are dropped, with a note.
+    return _fit(kind, frame, target=target, says=says, fine=column == target and not infinite)
 
 
 def _constant(draw: Draw, kind: str) -> Command:
@@ -311,7 +314,7 @@ def _arrays(draw: Draw, kind: str) -> Command:
     elif way == 6:
         entries["x"], says = np.float64(3.0), ("'x'", "single value")
     else:
-        entries["x"], says = np.full((rows, 2), np.datetime64("2020-01-01")), ("x", "dates")
+        entries["x"], says = np.full((rows, 2), np.datetime64("2020-01-01")), ("no feature",)
     with tempfile.TemporaryDirectory() as place:
         np.savez(f"{place}/a.npz", **entries)
         content = Path(f"{place}/a.npz").read_bytes()

@@ -252,8 +252,8 @@ def prepared(pair: Pair, data: Any) -> tuple[Pair, Any, int | None]:
     loaded = not (array or isinstance(data, Mapping | Arguments | tuple | list))
     if loaded and not hasattr(data, "__iter__"):
         raise DataError(
-            f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, a batch of tensors, a tuple of the "
-            "model's arguments, zoo.Arguments or a loader of batches"
+            f"data is a {type(data).__name__}; allowed: a data set's name, a Dataset, a batch of tensors, a tuple of "
+            "the model's arguments, zoo.Arguments or a loader of batches"
         )
     if loaded:
         data, size = rows_of(data)

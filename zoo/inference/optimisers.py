@@ -153,12 +153,13 @@ def _rule(own: Any) -> Rule:
     )
 
 
-def as_pyro(optim: Any, options: dict[str, Any]) -> PyroOptim:
+def as_pyro(optim: Any, options: dict[str, Any], *, name: str = "optim") -> PyroOptim:
     """Return an optimiser as one of Pyro's.
 
     Args:
         optim: One of Pyro's optimisers or schedulers, or a class of :mod:`torch.optim`.
         options: Arguments for such a class.
+        name: What the caller calls it.
 
     Returns:
         The optimiser.
@@ -173,11 +174,11 @@ def as_pyro(optim: Any, options: dict[str, Any]) -> PyroOptim:
         return PyroOptim(optim, options)
     if isinstance(optim, torch.optim.Optimizer):
         raise PairError(
-            f"optim is an instance of {type(optim).__name__}, which holds parameters of its own; allowed: {allowed}"
+            f"{name} is an instance of {type(optim).__name__}, which holds parameters of its own; allowed: {allowed}"
         )
     if not isinstance(optim, PyroOptim):
         what = f"the function {getattr(optim, '__name__', '')}" if callable(optim) else f"a {type(optim).__name__}"
-        raise PairError(f"optim is {what}; allowed: {allowed}")
+        raise PairError(f"{name} is {what}; allowed: {allowed}")
     return optim
 
 

@@ -179,7 +179,7 @@ def optimiser_of(optimizer: Any, recipe: Recipe, given: Mapping[str, Any]) -> tu
     options: dict[str, Any] = {"lr": recipe.learning_rate}
     if recipe.weight_decay:
         options["weight_decay"] = recipe.weight_decay
-    optim = as_pyro(optimizer, options)
+    optim = as_pyro(optimizer, options, name="optimizer")
     name = getattr(optim.pt_optim_constructor, "__name__", str(optim.pt_optim_constructor))
     for field in ("learning_rate", "weight_decay"):
         if not plain and given.get(field) is not None:
