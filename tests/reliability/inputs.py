@@ -134,7 +134,8 @@ def _unicode(draw: Draw, kind: str) -> Command:
 
 def _encoding(draw: Draw, kind: str) -> Command:
     frame, codec = table(draw), draw(st.sampled_from(["utf-16", "utf-32", "iso8859_2"]))
-    return _fit(kind, frame.to_csv(index=False).encode(codec), says=("UTF-8",))
+    marked = codec != "iso8859_2"  # a mark says how the file is to be read
+    return _fit(kind, frame.to_csv(index=False).encode(codec), says=("UTF-8",), fine=marked)
 
 
 def _wide(draw: Draw, kind: str) -> Command:
