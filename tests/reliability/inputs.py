@@ -290,7 +290,7 @@ def _prediction(draw: Draw, kind: str) -> Command:
     else:
         frame, says = frame[:0], ("no rows",)
     files = {"new.csv": frame.to_csv(index=False).encode(), **_fitted()}
-    return Command(kind, ("predict", "fitted", "--data", "new.csv", "--out", "predictions.csv"), files, says)
+    return Command(kind, ("predict", "fitted", "--data", "new.csv", "--out", "predictions.csv", "--strict"), files, says)
 
 
 def _arrays(draw: Draw, kind: str) -> Command:
