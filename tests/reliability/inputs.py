@@ -163,7 +163,7 @@ def _twins(draw: Draw, kind: str) -> Command:
 def _text_numbers(draw: Draw, kind: str) -> Command:
     frame, column = table(draw), draw(st.sampled_from(["size", "price"]))
     frame[column] = frame[column].map(lambda v: f"{v:.3f}".replace(".", ","))
-    return _fit(kind, frame, "--task", "regression", says=(column, "text"))
+    return _fit(kind, frame, "--task", "regression", fine=True)  # a decimal comma is read
 
 
 def _huge_numbers(draw: Draw, kind: str) -> Command:
@@ -290,7 +290,9 @@ def _prediction(draw: Draw, kind: str) -> Command:
     else:
         frame, says = frame[:0], ("no rows",)
     files = {"new.csv": frame.to_csv(index=False).encode(), **_fitted()}
-    return Command(kind, ("predict", "fitted", "--data", "new.csv", "--out", "predictions.csv", "--strict"), files, says)
+    return Command(
+        kind, ("predict", "fitted", "--data", "new.csv", "--out", "predictions.csv", "--strict"), files, says
+    )
 
 
 def _arrays(draw: Draw, kind: str) -> Command:
